@@ -1,0 +1,1 @@
+"""Backfill: from the gaps of a series to pages that fill them."""

@@ -1,0 +1,1 @@
+"""Configuration: read, checked whole, with the place of every problem."""

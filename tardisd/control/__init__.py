@@ -1,0 +1,1 @@
+"""The control socket: JSON-RPC lines, its methods, server and client."""

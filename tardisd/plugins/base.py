@@ -1,0 +1,64 @@
+"""What every plugin is: a named class with typed options and a lifetime; does no I/O itself."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from tardisd.plugins.sessions import Sessions
+
+KINDS = ("exchange", "storage", "sink", "analyzer", "format")
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of plugin options: frozen, unknown keys refused. Subclass it with the same flags.
+
+    A field's `Meta(description=…)` becomes the comment in `config.example.toml`; a field of type
+    `Secret` is never printed. Raise ValueError in `__post_init__` for what types cannot say.
+    """
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the daemon hands to a plugin instance.
+
+    `name` is the instance's section name in the config (`[sinks.ws]` → `ws`), `data_dir` a folder
+    the daemon may write to, `sessions` the way to create and control replays.
+    """
+
+    name: str
+    data_dir: Path
+    sessions: Sessions
+
+
+class Plugin(ABC, Generic[OptionsT]):
+    """Base of all plugins. Construction does no I/O; `run` is the instance's whole lifetime."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Any]] = Options
+
+    def __init__(self, options: OptionsT, context: Context) -> None:
+        self.options = options
+        self.context = context
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Hold the instance open; entered before any other call and left after the last.
+
+        It may own a nursery. An exception before the yield means that the instance cannot start:
+        raise PluginError or StorageError with what to do. Cancellation may come at any await.
+        """
+        yield
+
+    async def probe(self) -> None:
+        """Return when the instance is usable; raise PluginError when it is not."""

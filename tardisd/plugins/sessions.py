@@ -1,0 +1,168 @@
+"""How plugins and the control socket create, control and follow sessions; the engine is elsewhere.
+
+A follower receives `Block`s (consecutive ticks) and `Notice`s (everything else), in one order that
+is the same for every follower of a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from tardisd.market.columns import Batch
+from tardisd.market.series import Series
+
+Speed = float | Literal["max"]
+WhenFull = Literal["block", "drop_oldest", "conflate", "disconnect"]
+OnGap = Literal["mark", "skip", "fail"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRequest:
+    """What a session is to replay: series over `[start, end)` (ns) at `speed`.
+
+    `origin` says who asked, for listings (`websocket`, `control`, `preset demo`).
+    """
+
+    series: tuple[Series, ...]
+    start: int
+    end: int
+    session_id: str | None = None
+    speed: Speed = 100.0
+    start_paused: bool = False
+    on_gap: OnGap = "mark"
+    release: Literal["close", "open-lookahead"] = "close"
+    publish_delay: int = 0
+    ephemeral: bool = False
+    storage: str | None = None
+    sinks: tuple[str, ...] = ()
+    origin: str = "control"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Anything a follower is told besides ticks: `gap`, `paused`, `speed_changed`, `end`, ….
+
+    `fields` are the message's fields of protocol §1 besides `type`, `session_id` and `id`.
+    """
+
+    type: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str | int | float | None = None
+
+    def answering(self, request_id: str | int | float | None) -> Notice:
+        """Return the same notice as the reply to a request."""
+        return replace(self, request_id=request_id)
+
+
+class Block(Protocol):
+    """Consecutive ticks of one session in total order; shared by all followers, never changed."""
+
+    @property
+    def session_id(self) -> str:
+        """The session's id."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the sequence numbers belong to."""
+
+    @property
+    def first_seq(self) -> int:
+        """Sequence number of the first tick; the others follow without holes."""
+
+    @property
+    def last_release(self) -> int:
+        """Release time (ns) of the last tick."""
+
+    def __len__(self) -> int: ...
+
+    def encode(self, form: str) -> Rows:
+        """Return the ticks as bytes, encoded once per form and shared (`tardisd.wire.FORMS`)."""
+
+    def batches(self) -> Sequence[tuple[Batch, Sequence[int]]]:
+        """Return the ticks as one batch per series, each with its sequence numbers (slow path)."""
+
+
+class Rows(Protocol):
+    """Encoded ticks: one contiguous buffer, and where each row begins."""
+
+    def __len__(self) -> int: ...
+
+    def bytes(self, first: int = 0, last: int | None = None) -> memoryview:
+        """Return the bytes of the rows `first <= i < last`."""
+
+    def cut(self, limit: int) -> Iterator[memoryview]:
+        """Return the bytes in pieces of whole rows, each of at most `limit` bytes if it can be."""
+
+
+class Subscription(Protocol):
+    """One follower's place in a session; leave it by closing."""
+
+    async def receive(self) -> Block | Notice:
+        """Return what comes next, waiting for it. Raises trio.EndOfChannel after `end`.
+
+        Raises Evicted when the follower was cut off for being too slow.
+        """
+
+    def close(self) -> None:
+        """Stop following; idempotent."""
+
+
+class Evicted(Exception):
+    """Raised by Subscription.receive when a follower that was too slow has been cut off."""
+
+
+class Session(Protocol):
+    """One replay with its own clock. Verbs raise RequestError when they do not fit its state.
+
+    Every follower is told of a verb by a Notice in the order of its ticks; the one that asked
+    (`by`) gets it with its `request_id`. The notice is returned too, for callers without a
+    subscription.
+    """
+
+    @property
+    def session_id(self) -> str:
+        """The session's id."""
+
+    def status(self) -> dict[str, Any]:
+        """Return the fields of protocol §1 `status`."""
+
+    def created(self) -> Notice:
+        """Return the `session_created` notice."""
+
+    def pause(self, by: Subscription | None = None, request_id: Any = None) -> Notice:
+        """Stop the clock."""
+
+    def resume(self, by: Subscription | None = None, request_id: Any = None) -> Notice:
+        """Let the clock run on."""
+
+    def change_speed(
+        self, speed: Speed, by: Subscription | None = None, request_id: Any = None
+    ) -> Notice:
+        """Set market seconds per wall second from now on."""
+
+    def stop(self, by: Subscription | None = None, request_id: Any = None) -> Notice:
+        """End the session; every follower gets `end` with reason `stopped`."""
+
+    def subscribe(self, when_full: WhenFull, forms: Sequence[str] = ()) -> Subscription:
+        """Follow from the next tick on; `forms` are the encodings that will be asked for."""
+
+    def begin(self) -> None:
+        """Start the clock, once its creator has been answered; idempotent."""
+
+
+class Sessions(Protocol):
+    """All sessions of the daemon."""
+
+    async def create(self, request: SessionRequest) -> Session:
+        """Create a session that waits for `begin`. Raises RequestError (no_data, …)."""
+
+    def get(self, session_id: str) -> Session:
+        """Return the session; RequestError `session_not_found` when there is none."""
+
+    def list(self) -> Sequence[Session]:
+        """Return all sessions, ended ones that are still kept included."""
+
+    def remove(self, session_id: str) -> None:
+        """Forget an ended session; RequestError `wrong_state` while it runs."""

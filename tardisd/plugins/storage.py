@@ -1,0 +1,105 @@
+"""The contract of storage plugins: where ticks and their coverage are kept."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+import trio
+
+from tardisd.market.columns import Batch
+from tardisd.market.series import Instrument, Series
+from tardisd.market.span import Coverage, Gap, Span
+from tardisd.plugins.base import OptionsT, Plugin
+from tardisd.plugins.exchange import Page
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What one append changed, in rows."""
+
+    added: int = 0
+    unchanged: int = 0
+    revised: int = 0
+
+    def __add__(self, other: Appended) -> Appended:
+        return Appended(
+            self.added + other.added,
+            self.unchanged + other.unchanged,
+            self.revised + other.revised,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesInfo:
+    """One stored series: rows, first and last event time (ns), bytes on disk, version."""
+
+    series: Series
+    rows: int
+    first: int | None
+    last: int | None
+    size_bytes: int
+    version: int
+
+
+class Storage(Plugin[OptionsT]):
+    """Keeps ticks. Every method may be called from several tasks at once."""
+
+    @abstractmethod
+    async def append(self, series: Series, page: Page) -> Appended:
+        """Commit the page's rows and its coverage in one transaction; when it returns, both hold.
+
+        Idempotent: rows of the same key (candle: open time; trade: id and event time, or content
+        where there is no id) and content are `unchanged`, with other content `revised` (the new row
+        replaces the old). Pages may come in any order, overlap, and be empty. Rows end up sorted
+        by event time, then numeric id where there is one, else page order. Raises StorageError;
+        then nothing of the page is stored. A cancelled call has either committed all or nothing.
+        """
+
+    @abstractmethod
+    def read(
+        self, series: Series, span: Span
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Batch]]:
+        """Open a stream of the rows with event time in `span`, in order, in bounded batches.
+
+        Memory does not grow with the span, and appends go on meanwhile; each read sees one
+        consistent state. An unknown series has no rows. Raises StorageCorrupt on a bad checksum.
+        """
+
+    @abstractmethod
+    async def coverage(self, series: Series) -> Coverage:
+        """Return the spans known to be complete; empty for an unknown series."""
+
+    @abstractmethod
+    async def gaps(self, series: Series) -> Sequence[Gap]:
+        """Return the gaps whose cause was recorded, in order."""
+
+    @abstractmethod
+    async def record_gaps(self, series: Series, gaps: Sequence[Gap]) -> None:
+        """Keep why spans have no data; a later gap replaces what it overlaps."""
+
+    @abstractmethod
+    async def list_series(self) -> Sequence[SeriesInfo]:
+        """Return what is stored, sorted by series text."""
+
+    @abstractmethod
+    async def last_before(self, series: Series, ts: int) -> Batch | None:
+        """Return the last row with event time before `ts` as a batch of one, or None."""
+
+    @abstractmethod
+    async def version(self, series: Series) -> int:
+        """Return a number that grows with every change of the series; 0 when unknown."""
+
+    @abstractmethod
+    async def instrument(self, series: Series) -> Instrument | None:
+        """Return the instrument kept for the series' exchange and symbol, if any."""
+
+    @abstractmethod
+    async def put_instrument(self, instrument: Instrument) -> None:
+        """Keep the instrument, replacing what is known of the same exchange and symbol."""
+
+    @abstractmethod
+    async def delete(self, series: Series, span: Span) -> int:
+        """Remove the rows with event time in `span` and its coverage; return how many rows."""

@@ -1,0 +1,1 @@
+"""The replay engine: clock, ordered merge, sessions and their followers."""

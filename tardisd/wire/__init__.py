@@ -1,0 +1,1 @@
+"""Ticks to bytes; no sockets in here."""
