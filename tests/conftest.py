@@ -1,0 +1,26 @@
+"""What all tests share: where the real data is, and the programs as they are installed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real venue data; skip where it is missing (it is never committed)."""
+    folder = Path(os.environ.get("TARDISD_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"real venue data is not there: {folder} (set TARDISD_SHARED_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def program() -> Path:
+    """Return the folder that holds the installed `tardisd` and `tardisctl`."""
+    return Path(sys.executable).parent
