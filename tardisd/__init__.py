@@ -22,6 +22,7 @@ _HOMES = {
     "plugins.exchange": ["Availability", "Exchange", "Page"],
     "plugins.format": ["FileFormat", "Layout", "Sample"],
     "plugins.hooks": ["hookimpl"],
+    "plugins.secret": ["Secret"],
     "plugins.sessions": ["Block", "Notice", "Session", "SessionRequest", "Subscription"],
     "plugins.sink": ["Sink", "Writer"],
     "plugins.storage": ["Appended", "SeriesInfo", "Storage"],
