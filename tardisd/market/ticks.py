@@ -1,0 +1,157 @@
+"""Ticks of several series of one kind, in one order: the columns that encoders and hashes read.
+
+Decimals are split into whole part and fraction here, once, because text and hash both need them so.
+Nothing here sorts; the order is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tardisd.market.columns import Batch, Ids, Schema, Sides, concat_ids
+from tardisd.market.decimals import Bools, Decimals, Ints
+from tardisd.market.series import Series
+
+Order = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """A decimal column: value = whole + fraction / 10**scale, both of one sign.
+
+    `fraction` is None when the scale is 0; `present` is None when every value is.
+    """
+
+    whole: Ints
+    fraction: Ints | None
+    scale: int
+    present: Bools | None
+
+    def take(self, order: Order | slice) -> Parts:
+        """Return the rows of `order`."""
+        return Parts(
+            self.whole[order],
+            None if self.fraction is None else self.fraction[order],
+            self.scale,
+            None if self.present is None else self.present[order],
+        )
+
+    @classmethod
+    def concat(cls, columns: Sequence[Decimals | None], lengths: Sequence[int]) -> Parts:
+        """Return the columns one after another at a common scale; None is wholly absent."""
+        scale = max((column.needed_scale for column in columns if column is not None), default=0)
+        whole = np.zeros(sum(lengths), np.int64)
+        fraction = np.zeros(sum(lengths), np.int64) if scale else None
+        present: Bools | None = None
+        start = 0
+        for column, length in zip(columns, lengths, strict=True):
+            end = start + length
+            if column is None or column.present is not None:
+                if present is None:
+                    present = np.ones(len(whole), np.bool_)
+                present[start:end] = False if column is None else column.present
+            if column is not None:
+                if fraction is None:
+                    whole[start:end] = column.mantissa
+                else:
+                    whole[start:end], fraction[start:end] = column.parts(scale)
+            start = end
+        return cls(whole, fraction, scale, present)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ticks:
+    """Rows of one kind: `series[rank[i]]` is the series of row i."""
+
+    schema: Schema
+    series: tuple[Series, ...]
+    rank: Order
+    ts_event: Ints
+    ts_release: Ints
+    fields: dict[str, Parts]
+    ids: Ids | None
+    sides: Sides | None
+
+    def __len__(self) -> int:
+        return len(self.ts_event)
+
+    @property
+    def kind(self) -> str:
+        """The kind of all rows (`trade`, `candle`, …)."""
+        return self.series[0].data_type.kind
+
+    @classmethod
+    def concat(cls, batches: Sequence[Batch], releases: Sequence[Ints]) -> Ticks:
+        """Return the rows of batches of one kind, one batch after another, one series each."""
+        schema = batches[0].schema
+        lengths = [len(batch) for batch in batches]
+        ids = [batch.ids for batch in batches if batch.ids is not None]
+        if ids and len(ids) < len(batches):
+            empty = [np.zeros(n, "S1") for n in lengths]
+            ids = [
+                blank if batch.ids is None else batch.ids.astype(np.bytes_)
+                for batch, blank in zip(batches, empty, strict=True)
+            ]
+        sides = [
+            np.zeros(len(batch), np.uint8) if batch.sides is None else batch.sides
+            for batch in batches
+        ]
+        return cls(
+            schema,
+            tuple(batch.series for batch in batches),
+            np.repeat(np.arange(len(batches)), lengths),
+            _join([batch.ts_event for batch in batches]),
+            _join(list(releases)),
+            {
+                name: Parts.concat([batch.fields.get(name) for batch in batches], lengths)
+                for name in schema.fields
+                if name not in schema.optional or any(name in batch.fields for batch in batches)
+            },
+            concat_ids(ids) if ids else None,
+            np.concatenate(sides) if schema.has_side else None,
+        )
+
+    @classmethod
+    def of(cls, batch: Batch, publish_delay: int = 0) -> Ticks:
+        """Return the rows of one batch."""
+        return cls.concat([batch], [batch.release(publish_delay)])
+
+    def take(self, order: Order | slice) -> Ticks:
+        """Return the rows of `order`."""
+        return Ticks(
+            self.schema,
+            self.series,
+            self.rank[order],
+            self.ts_event[order],
+            self.ts_release[order],
+            {name: parts.take(order) for name, parts in self.fields.items()},
+            None if self.ids is None else self.ids[order],
+            None if self.sides is None else self.sides[order],
+        )
+
+    def batches(self) -> list[tuple[Batch, Order]]:
+        """Return one batch per series present, each with its row numbers here (slow path)."""
+        found = []
+        for rank in np.unique(self.rank).tolist():
+            rows = np.flatnonzero(self.rank == rank)
+            part = self.take(rows)
+            fields = {}
+            for name, column in part.fields.items():
+                if column.present is not None and not column.present.any():
+                    continue
+                power = 10 ** (18 - column.scale)
+                fraction = np.zeros(len(rows), np.int64)
+                if column.fraction is not None:
+                    fraction = column.fraction * power
+                fields[name] = Decimals.from_parts(column.whole, fraction, column.present)
+            ids = None if part.ids is None else part.ids
+            found.append((Batch(self.series[rank], part.ts_event, fields, ids, part.sides), rows))
+        return found
+
+
+def _join(columns: list[Ints]) -> Ints:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)

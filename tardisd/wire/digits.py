@@ -1,0 +1,183 @@
+"""Write integer and time columns as ASCII digits into fixed-width rows; knows no JSON.
+
+A `Grid` is rows of equal width in one contiguous buffer. Numbers go four digits at a time through
+lookup tables, right-aligned, with blanks (JSON white space) in place of leading zeros. Groups of
+digits that are the same in every row are filled at once; in a block of neighbouring ticks, the high
+digits nearly always are. This is why a row of some 220 bytes costs about 150 ns and not 1.5 µs.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tardisd.market.decimals import Ints
+from tardisd.market.time import DAY, MILLISECOND, SECOND
+
+BLANK = 0x20
+_QUOTE = ord('"')
+_POWERS = 10 ** np.arange(19, dtype=np.int64)
+_Words = NDArray[Any]
+
+
+class Grid:
+    """`rows` rows of `width` bytes each, written field by field."""
+
+    __slots__ = ("buffer", "rows", "width")
+
+    def __init__(self, buffer: NDArray[np.uint8]) -> None:
+        self.buffer = buffer
+        self.rows, self.width = buffer.shape
+
+    def words(self, offset: int, dtype: str) -> _Words:
+        """Return a view of one fixed-size item per row, at `offset` within the row."""
+        return np.ndarray(
+            (self.rows,), dtype, buffer=self.buffer, offset=offset, strides=(self.width,)
+        )
+
+    def put_digits(self, offset: int, values: Ints, groups: int) -> None:
+        """Write non-negative integers right-aligned in 4 * groups bytes, blanks on the left."""
+        rest: Any = values
+        low, high = int(values.min()), int(values.max())
+        for group in range(groups - 1, -1, -1):
+            words = self.words(offset + 4 * group, "<u4")
+            last = group == groups - 1
+            if low == high:  # the same from here up in every row
+                words[...] = _table(last)[low % 10_000 + (10_000 if low < 10_000 else 0)]
+                low = high = low // 10_000
+                continue
+            above = rest // 10_000 if high >= 10_000 else None
+            digits = rest if above is None else rest - above * 10_000
+            if above is None:
+                digits = digits + 10_000
+            elif low < 10_000:
+                digits = digits + 10_000 * (above == 0)
+            words[...] = _table(last).take(digits)
+            rest = above
+            low, high = low // 10_000, high // 10_000
+
+    def put_fixed(self, offset: int, values: Ints, count: int) -> None:
+        """Write integers as exactly `count` digits, with leading zeros."""
+        rest: Any = values
+        for left in range(count, 0, -4):
+            size = min(4, left)
+            power = 10**size
+            above = rest // power if left > size else None
+            digits = rest if above is None else rest - above * power
+            self.words(offset + left - size, f"S{size}" if size == 3 else f"<u{size}")[...] = (
+                _zero_filled(size).take(digits)
+            )
+            rest = above
+
+    def put_quoted(self, offset: int, values: Ints, groups: int) -> None:
+        """Write `"123"` right-aligned in 4 * groups + 1 bytes; the end quote is the caller's."""
+        self.put_digits(offset + 1, values, groups)
+        end = offset + 1 + 4 * groups
+        fewest, most = digit_count(int(values.min())), digit_count(int(values.max()))
+        if fewest == most:
+            self.buffer[:, end - fewest - 1] = _QUOTE
+            return
+        for count in range(fewest, most + 1):
+            rows = (values < _limit(count)) & (values >= (_limit(count - 1) if count > 1 else 0))
+            self.buffer[rows, end - count - 1] = _QUOTE
+
+    def put_milliseconds(self, offset: int, times: Ints) -> None:
+        """Write times (ns) as 13 digits of milliseconds; times lie within 2009..2100."""
+        milliseconds = times // MILLISECOND
+        low, high = int(milliseconds.min()), int(milliseconds.max())
+        if low // 100_000_000 == high // 100_000_000:
+            self.words(offset, "S5")[...] = str(low // 100_000_000).encode()
+            self.put_fixed(offset + 5, milliseconds - low // 100_000_000 * 100_000_000, 8)
+        else:
+            self.put_fixed(offset, milliseconds, 13)
+
+    def put_datetime(self, offset: int, times: Ints, digits: int, end: bytes = b'"') -> None:
+        """Write `2024-03-01T00:00:00.123Z` and `end` in 22 + digits bytes, blanks if shorter.
+
+        `digits` is `fraction_digits(times)`; each row has the 3, 6 or 9 digits that it needs.
+        """
+        days = times // DAY
+        first, final = int(days.min()), int(days.max())
+        if first == final:
+            self.words(offset, "S11")[...] = _day(first)
+            within = times - first * DAY
+        else:
+            if final - first > 400:  # far apart: list the days that occur
+                present, at = np.unique(days, return_inverse=True)
+                table = np.array([_day(day) for day in present.tolist()], "S11")
+            else:
+                table = np.array([_day(day) for day in range(first, final + 1)], "S11")
+                at = days - first
+            self.words(offset, "S11")[...] = table[at]
+            within = times - days * DAY
+        seconds = within // SECOND
+        fraction = within - seconds * SECOND
+        self.words(offset + 11, "<u8")[...] = _clock_table().take(seconds)
+        self.buffer[:, offset + 19] = ord(".")
+        at_fraction = offset + 20
+        self.put_fixed(at_fraction, fraction // 10 ** (9 - digits), digits)
+        after = at_fraction + digits
+        self.words(after, "S2")[...] = b"Z" + end
+        for fewer in (6, 3):
+            if digits > fewer:
+                rows = np.flatnonzero(fraction % 10 ** (9 - fewer) == 0)
+                self.buffer[rows, at_fraction + fewer : after + 2] = BLANK
+                self.buffer[rows, at_fraction + fewer] = ord("Z")
+                self.buffer[rows, at_fraction + fewer + 1] = end[0]
+
+    def put_text(self, offset: int, texts: NDArray[np.bytes_]) -> None:
+        """Write byte strings left-aligned, with blanks after shorter ones."""
+        width = texts.dtype.itemsize
+        raw = np.ascontiguousarray(texts).view(np.uint8).reshape(self.rows, width)
+        self.buffer[:, offset : offset + width] = np.where(raw == 0, BLANK, raw)
+
+
+def groups_for(highest: int) -> int:
+    """Return how many groups of four digits `highest` needs."""
+    return (digit_count(highest) + 3) // 4
+
+
+def digit_count(value: int) -> int:
+    """Return how many digits a non-negative integer has."""
+    return len(str(value))
+
+
+def fraction_digits(times: Ints) -> int:
+    """Return 3, 6 or 9: the fraction digits that the times (ns) need."""
+    if not (times % MILLISECOND).any():
+        return 3
+    return 9 if (times % 1000).any() else 6
+
+
+def _limit(count: int) -> np.int64:
+    limit: np.int64 = _POWERS[count] if count < 19 else np.int64(np.iinfo(np.int64).max)
+    return limit
+
+
+def _day(day: int) -> bytes:
+    return f"{np.datetime64(day, 'D')}T".encode()
+
+
+@cache
+def _table(last: bool) -> NDArray[np.uint32]:
+    """Return 0..9999 zero-filled, then 0..9999 with blanks: zero is all blank unless last."""
+    filled = "".join(f"{value:04d}" for value in range(10_000))
+    blanks = "".join(f"{value:4d}" for value in range(10_000))
+    if not last:
+        blanks = "    " + blanks[4:]
+    return np.frombuffer((filled + blanks).encode(), "<u4")
+
+
+@cache
+def _zero_filled(size: int) -> _Words:
+    text = "".join(f"{value:0{size}d}" for value in range(10**size)).encode()
+    return np.frombuffer(text, f"S{size}" if size == 3 else f"<u{size}")
+
+
+@cache
+def _clock_table() -> NDArray[np.uint64]:
+    text = "".join(f"{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}" for s in range(86_400))
+    return np.frombuffer(text.encode(), "<u8")
