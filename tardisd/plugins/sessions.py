@@ -105,8 +105,14 @@ class Subscription(Protocol):
         Raises Evicted when the follower was cut off for being too slow.
         """
 
+    async def wait_evicted(self) -> None:
+        """Return once the follower has been cut off for being too slow; else never.
+
+        One that is stuck in delivering what it has received learns of it only here.
+        """
+
     def close(self) -> None:
-        """Stop following; idempotent."""
+        """Stop following; idempotent. A pending `receive` need not return."""
 
 
 class Evicted(Exception):
