@@ -56,9 +56,11 @@ class Exchange(Plugin[OptionsT]):
     @abstractmethod
     def fetch(
         self, series: Series, span: Span
-    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Page]]:
+    ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Page]]:
         """Open a stream of pages that cover `span` in order, without holes between page spans.
 
-        Rows are in the venue's order, each inside its page's span, candles closed. Raises
-        RequestError for what the venue does not have, PluginError for what may pass.
+        Rows are in the venue's order, each inside its page's span (candles by their open), candles
+        closed: the last page ends early where the venue's clock does, and no page comes for what
+        lies ahead of it. Raises RequestError for what the venue does not have, PluginError for
+        what may pass.
         """
