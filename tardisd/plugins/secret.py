@@ -28,7 +28,7 @@ class Secret:
 
     def matches(self, candidate: str) -> bool:
         """Tell whether `candidate` is the text, in time that does not depend on where they part."""
-        return hmac.compare_digest(self._text.encode(), candidate.encode("utf-8", "surrogatepass"))
+        return hmac.compare_digest(_bytes(self._text), _bytes(candidate))
 
     def __eq__(self, other: object) -> bool:
         return self.matches(other._text) if isinstance(other, Secret) else NotImplemented
@@ -41,3 +41,7 @@ class Secret:
 
     def __repr__(self) -> str:
         return f"Secret({HIDDEN})"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
