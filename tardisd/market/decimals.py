@@ -80,15 +80,16 @@ class Decimals:
 
     @classmethod
     def concat(cls, columns: Sequence[Decimals]) -> Decimals:
-        """Return the columns one after another, at the smallest scale that keeps them exact."""
+        """Return the columns one after another, at one scale that keeps them exact."""
         if len(columns) == 1:
             return columns[0]
         present = None
         if any(column.present is not None for column in columns):
             present = np.concatenate([column.presence() for column in columns])
-        if all(c.fraction is None for c in columns) and len({c.scale for c in columns}) == 1:
-            mantissa = np.concatenate([column.mantissa for column in columns])
-            return cls(mantissa, columns[0].scale, None, present)
+        scale = max(column.scale for column in columns)
+        raised = [mantissa for c in columns if (mantissa := _raised(c, scale)) is not None]
+        if len(raised) == len(columns):
+            return cls(np.concatenate(raised), scale, None, present)
         parts = [column.parts() for column in columns]
         whole = np.concatenate([part[0] for part in parts])
         return cls.from_parts(whole, np.concatenate([part[1] for part in parts]), present)
@@ -127,9 +128,15 @@ class Decimals:
         if self.fraction is not None:
             return Decimals.from_parts(self.mantissa, self.fraction, self.present)
         mantissa, scale = self.mantissa, self.scale
-        while scale and not (mantissa % 10).any():
-            mantissa, scale = mantissa // 10, scale - 1
-        return self if scale == self.scale else Decimals(mantissa, scale, None, self.present)
+        # A few values bound how far it can go; one division of the whole column then settles it.
+        drop = scale
+        while drop and (mantissa[:64] % POWERS[drop]).any():
+            drop -= 1
+        while drop and (mantissa % POWERS[drop]).any():
+            drop -= 1
+        if not drop:
+            return self
+        return Decimals(mantissa // POWERS[drop], scale - drop, None, self.present)
 
     def texts(self) -> list[str | None]:
         """Return decimal text per value, without insignificant zeros; None where absent."""
@@ -167,6 +174,20 @@ class Decimals:
             return same
         same &= self.presence() == other.presence()
         return same
+
+
+def _raised(column: Decimals, scale: int) -> Ints | None:
+    """Return the mantissas at a larger scale, or None when one does not fit."""
+    if column.fraction is not None:
+        return None
+    if scale == column.scale or not len(column):
+        return column.mantissa
+    power = POWERS[scale - column.scale]
+    limit = _INT64_MAX // power
+    if int(column.mantissa.max()) > limit or int(column.mantissa.min()) < -limit:
+        return None
+    raised: Ints = column.mantissa * power
+    return raised
 
 
 def _needed_scale(fraction: Ints) -> int:
