@@ -92,4 +92,5 @@ async def verify(series: str, start: str, end: str, url: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) not in {4, 5}:
         sys.exit(__doc__)
-    sys.exit(trio.run(verify, *[*sys.argv[1:], "ws://127.0.0.1:8001"][:4]))
+    arguments = [*sys.argv[1:], "ws://127.0.0.1:8001"][:4]
+    sys.exit(trio.run(lambda: verify(*arguments)))
