@@ -22,7 +22,7 @@ LAYERS = [
     {"tardisd.replay", "tardisd.backfill", "tardisd.transfer", "tardisd.state"},
     {"tardisd.wire", "tardisd.supervise", "tardisd.metrics", "tardisd.log", "tardisd.systemd"},
     {"tardisd.config", "tardisd.plugins"},
-    {"tardisd.market", "tardisd.errors", "tardisd.progress", "tardisd"},
+    {"tardisd.market", "tardisd.errors", "tardisd.progress", "tardisd.wall", "tardisd"},
 ]
 HEIGHT = {prefix: -depth for depth, layer in enumerate(LAYERS) for prefix in layer}
 PUBLIC_TO_PLUGINS = -4  # wire, supervise and everything below
@@ -107,6 +107,18 @@ def test_plugins_use_what_any_plugin_may(name):
 @every_module
 def test_trio_alone(name):
     assert "asyncio" not in {module.split(".")[0] for module in imports(name)}
+
+
+@every_module
+def test_one_module_reads_the_wall_clock(name):
+    clocks = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow")}
+    read = [
+        f"{name}:{node.lineno}"
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if (node.value.id, node.attr) in clocks
+    ]
+    assert name == "tardisd.wall" or read == []
 
 
 @every_module

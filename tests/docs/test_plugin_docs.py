@@ -1,0 +1,66 @@
+"""The plugins shown in docs/plugins.md work as they stand there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import tardisd
+from tardisd.plugins.hooks import GROUP
+from tardisd.plugins.registry import Registry
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TEXT = (DOCS / "plugins.md").read_text()
+SMALLEST, SINK = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def drop_in(folder, name, code):
+    folder.chmod(0o755)
+    path = folder / f"{name}.py"
+    path.write_text(code)
+    path.chmod(0o644)
+    registry = Registry.discover([folder])
+    [record] = [record for record in registry.plugins if record.origin == str(path)]
+    assert (record.state, record.reason) == ("loaded", "")
+    return registry, record
+
+
+def test_the_smallest_plugin_recognises_its_files(tmp_path):
+    registry, record = drop_in(tmp_path, "acme", SMALLEST)
+    assert (record.kind, record.name) == ("format", "acme")
+    [acme] = [form for form in registry.formats() if form.name == "acme"]
+    cells = [["acme_time", "px", "qty", "side"], ["1709251200000", "1.5", "2", "buy"]]
+    layout = acme.match(tardisd.Sample("any.csv", cells), "trade")
+    assert layout == tardisd.Layout(("time", "price", "amount", "side"), header=True)
+    assert acme.match(tardisd.Sample("any.csv", cells[1:]), "trade") is None
+
+
+async def test_the_sink_writes_what_it_is_given(tmp_path):
+    registry, record = drop_in(tmp_path, "tape", SINK)
+    assert (record.kind, record.name) == ("sink", "tape")
+
+    class OneBlock:
+        def encode(self, form):
+            assert form == "ndjson"
+            return self
+
+        def bytes(self):
+            return memoryview(b'{"seq":1}\n')
+
+    plugin = registry.get("sink", "tape")
+    context = tardisd.Context("tape", tmp_path, None)
+    tape = plugin(plugin.Options(path="x.ndjson"), context)
+    async with tape.run(), tape.open(None) as writer:
+        assert writer.forms == ("ndjson",)
+        await writer.write(OneBlock())
+        await writer.write(OneBlock())
+    assert (tmp_path / "x.ndjson").read_text() == '{"seq":1}\n' * 2
+
+
+def test_every_hook_and_name_is_mentioned():
+    from tardisd.plugins import hooks
+
+    named = {name for name in vars(hooks) if name.startswith(f"{GROUP}_")}
+    vocabulary = {name for name in tardisd.__all__ if not name.startswith("_")}
+    missing = [name for name in sorted(named | vocabulary) if f"`{name}`" not in TEXT]
+    assert missing == []
