@@ -10,37 +10,59 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+# Column names of a layout that carry meaning, besides the schema's field names. `symbol` is
+# compared with the series; `close_time` tells whether the candles have the series' interval.
+ROLES = frozenset({"time", "close_time", "id", "side", "buyer_is_maker", "symbol"})
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The beginning of a file: its name, and its first lines split into cells.
 
-    `cells` holds at most 20 physical lines; `header` tells whether line 1 is one: its cell in the
-    time column is not a number.
+    `cells` holds at most 20 lines that are not blank, split at `delimiter`; whether the first is a
+    header is for the format to tell. `member` is the name of the file within a zip.
     """
 
     file_name: str
     cells: Sequence[Sequence[str]]
+    member: str | None = None
+    delimiter: str = ","
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that may tell what the file holds, without folders: its own, the member's."""
+        names = (self.file_name, self.member)
+        return tuple(name.rpartition("/")[2] for name in names if name is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How a file's columns map to ticks.
 
-    `columns` names every column of the file in order; the names `time`, `id`, `side`,
-    `buyer_is_maker`, `symbol` and the schema's field names carry meaning, any other is skipped.
-    `header` says whether the first line is one. `covers` is the span (ns) that the file name
-    states, when it does: it counts as covered together with the rows.
+    `columns` names every column of the file in order; the names `time`, `close_time`, `id`, `side`
+    (`buy` or `sell`, of the taker), `buyer_is_maker`, `symbol` and the schema's field names carry
+    meaning, any other is skipped. `header` says whether the first line is one; errors then name
+    columns as the header does, else by `labels`, else by `columns`.
+
+    `archive` marks a venue's own dump: time between its first and last row is known, also where
+    it has no row; of any other file only the runs of adjacent candles are. `covers` is the span
+    (ns) that the file name states, when it does: it counts as covered when all rows lie in it.
+    `venue_id` is the venue's id of the symbol, when the file name states it.
     """
 
     columns: tuple[str, ...]
     header: bool
     covers: tuple[int, int] | None = None
-    delimiter: str = ","
+    labels: tuple[str, ...] = ()
+    archive: bool = False
+    venue_id: str | None = None
 
 
 class FileFormat:
-    """One vendor's layout for some kinds of tick. `exchanges` empty means any."""
+    """One vendor's layout for some kinds of tick. `exchanges` empty means any.
+
+    When several formats match a file, one that names the exchange goes before one that does not.
+    """
 
     name: ClassVar[str]
     kinds: ClassVar[frozenset[str]]
@@ -49,6 +71,7 @@ class FileFormat:
     def match(self, sample: Sample, kind: str) -> Layout | None:
         """Return the layout when the file is of this format and kind, else None.
 
-        Decide by content; a file's name only helps.
+        Decide by content; a file's name only helps. A bad row among good ones is no reason to say
+        None: the core then names its line.
         """
         raise NotImplementedError
