@@ -1,0 +1,120 @@
+"""One subscription of one client: takes what the session delivers and writes it as frames.
+
+It decides nothing about slow clients; the engine does, and says so by eviction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import trio
+
+from tardisd.plugins.sessions import Block, Evicted, Notice, Session, Subscription
+from tardisd_websocket.messages import Delivery
+from tardisd_websocket.stream import PIECE_BYTES, FrameStream, text_frame
+
+MAX_TICKS = 1000  # in one `ticks` message
+
+
+def notice_frame(session_id: str, notice: Notice) -> bytes:
+    """Return a notice as the frame of one message."""
+    message: dict[str, Any] = {"type": notice.type, "session_id": session_id, **notice.fields}
+    if notice.request_id is not None:
+        message["id"] = notice.request_id
+    return text_frame(msgspec.json.encode(message))
+
+
+def tick_frames(block: Block) -> Iterator[memoryview]:
+    """Return a block as `tick` messages: whole frames, in pieces of at most PIECE_BYTES."""
+    return block.encode("tick").cut(PIECE_BYTES)
+
+
+def ticks_frames(block: Block) -> Iterator[bytes]:
+    """Return a block as `ticks` messages, one frame each, none much longer than PIECE_BYTES."""
+    rows = block.encode("batch")
+    session_id = msgspec.json.encode(block.session_id)
+    first, count = 0, len(rows)
+    while first < count:
+        last = min(first + MAX_TICKS, count)
+        data = rows.bytes(first, last)
+        while len(data) > PIECE_BYTES and last - first > 1:
+            last = first + (last - first) // 2
+            data = rows.bytes(first, last)
+        head = b'{"type":"ticks","session_id":%b,"epoch":%d,"first_seq":%d,"data":[' % (
+            session_id,
+            block.epoch,
+            block.first_seq + first,
+        )
+        yield text_frame(head, data[:-1], b"]}")  # each row ends in a comma; the last has to go
+        first = last
+
+
+class Follower:
+    """A subscription and the task that writes what it delivers."""
+
+    def __init__(
+        self,
+        session: Session,
+        subscription: Subscription,
+        delivery: Delivery,
+        frames: FrameStream,
+    ) -> None:
+        self.session = session
+        self.subscription = subscription
+        self.sending = False
+        self.evicted = False
+        self.done = trio.Event()
+        self._encode: Callable[[Block], Iterator[bytes | memoryview]] = (
+            ticks_frames if delivery == "batch" else tick_frames
+        )
+        self._frames = frames
+        self._leaving = False
+        self._waiting: trio.CancelScope | None = None
+        self._epoch, self._seq = 0, 0
+
+    @property
+    def token(self) -> str:
+        """Where the client may resume: session, epoch and the last seq written out whole."""
+        return f"session={self.session.session_id} epoch={self._epoch} seq={self._seq}"
+
+    async def run(self) -> None:
+        """Write until the session ends, `leave` is called or the engine cuts it off (`evicted`)."""
+        try:
+            while not self._leaving:
+                with trio.CancelScope() as self._waiting:
+                    item = await self.subscription.receive()
+                if self._waiting.cancelled_caught:
+                    break
+                await self._write(item)
+        except trio.EndOfChannel:
+            pass
+        except Evicted:
+            self.evicted = True
+        finally:
+            self.subscription.close()
+            self.done.set()
+
+    def leave(self) -> None:
+        """Have the task stop after the frames it is writing; `done` tells when."""
+        self._leaving = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _write(self, item: Block | Notice) -> None:
+        if isinstance(item, Notice):
+            await self._send(notice_frame(self.session.session_id, item))
+            self._epoch = item.fields.get("epoch", self._epoch)
+            self._seq = item.fields.get("seq", self._seq)
+            return
+        for piece in self._encode(item):
+            if self._leaving:
+                return
+            await self._send(piece)
+        self._epoch, self._seq = item.epoch, item.first_seq + len(item) - 1
+
+    async def _send(self, frames: bytes | memoryview) -> None:
+        self.sending = True
+        await self._frames.send(frames)
+        self.sending = False

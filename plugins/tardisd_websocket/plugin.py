@@ -1,0 +1,247 @@
+"""The WebSocket sink: its options, its listener and the way in; one client's talk is elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import trio
+from msgspec import Meta
+from trio_websocket import ConnectionClosed, WebSocketRequest, wrap_server_stream
+from wsproto.utilities import ProtocolError
+
+from tardisd.errors import PluginError
+from tardisd.log import Log
+from tardisd.plugins.base import Context, Options
+from tardisd.plugins.secret import Secret
+from tardisd.plugins.sink import Sink
+from tardisd.supervise import attempt, describe
+from tardisd_websocket.access import Access, is_loopback, normalise_origin, parse_listen
+from tardisd_websocket.connection import GOING_AWAY, Connection, refuse
+from tardisd_websocket.requests import Quota
+from tardisd_websocket.stream import FrameStream, Transport, tune
+
+HANDSHAKE_SECS = 10.0
+STOP_SECS = 3.0
+MORE_SOCKETS = 100  # that may be in the handshake, or being told that the house is full
+READ_BYTES = 16 * 1024
+
+log = Log("tardisd.websocket")
+
+
+class WebSocketOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of the WebSocket sink."""
+
+    listen: Annotated[
+        str, Meta(description="Address to listen on; other than loopback needs a token")
+    ] = "127.0.0.1:8001"
+    token: Annotated[
+        Secret | None, Meta(description="Secret that clients must show; none by default")
+    ] = None
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Meta(description="Web pages that may connect, besides those on loopback; * for all"),
+    ] = ()
+    tls_cert: Annotated[
+        str | None, Meta(description="Certificate chain (PEM file); with tls_key: wss://")
+    ] = None
+    tls_key: Annotated[str | None, Meta(description="Private key (PEM file) of tls_cert")] = None
+    max_clients: Annotated[int, Meta(ge=1, description="Clients connected at once")] = 1000
+    max_sessions: Annotated[int, Meta(ge=1, description="Sessions running at once")] = 100
+    max_message_bytes: Annotated[int, Meta(ge=1024, description="Longest request that is read")] = (
+        1024 * 1024
+    )
+
+    def __post_init__(self) -> None:
+        host, _ = parse_listen(self.listen)
+        if self.token is not None and not self.token.reveal():
+            raise ValueError("token is empty; give one of 16 characters or more, or leave it out")
+        if self.token is None and not is_loopback(host):
+            raise ValueError(
+                f"listen = {self.listen!r} can be reached from other machines; set token,"
+                " or listen on 127.0.0.1"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together; set both or neither")
+        for origin in self.allowed_origins:
+            normalise_origin(origin)
+
+
+class WebSocketSink(Sink[WebSocketOptions]):
+    """Serves sessions to WebSocket clients, which create and follow them by themselves."""
+
+    name: ClassVar[str] = "websocket"
+    Options: ClassVar[type[WebSocketOptions]] = WebSocketOptions
+
+    def __init__(self, options: WebSocketOptions, context: Context) -> None:
+        super().__init__(options, context)
+        self._access = Access(
+            options.token, frozenset(map(normalise_origin, options.allowed_origins))
+        )
+        self._quota = Quota(context.sessions, options.max_sessions)
+        self._sockets = 0
+        self._connections: set[Connection] = set()
+        self._address: tuple[str, int] | None = None
+        self._tls: ssl.SSLContext | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that it listens on; RuntimeError while it does not run."""
+        if self._address is None:
+            raise RuntimeError("the WebSocket sink does not run yet")
+        return self._address
+
+    @property
+    def url(self) -> str:
+        """Where clients connect to."""
+        host, port = self.address
+        scheme = "ws" if self.options.tls_cert is None else "wss"
+        return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Listen until left; then tell every client that the server goes away."""
+        self._tls = self._tls_context()
+        listeners = await self._listen()
+        self._address = listeners[0].socket.getsockname()[:2]
+        log.info("websocket listening", instance=self.context.name, url=self.url)
+        async with trio.open_nursery() as nursery:
+            serve = partial(trio.serve_listeners, self._serve, listeners, handler_nursery=nursery)
+            accepting = await nursery.start(_cancellable, serve)
+            try:
+                yield
+            finally:
+                accepting.cancel()
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_SECS):
+                    await self._close_all()
+                nursery.cancel_scope.cancel()
+                self._address = None
+
+    async def _listen(self) -> list[trio.SocketListener]:
+        host, port = parse_listen(self.options.listen)
+        try:
+            return await trio.open_tcp_listeners(port, host=host)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                advice = "another program uses it; stop that, or set another address in `listen`"
+            elif error.errno == errno.EACCES:
+                advice = "no permission; use a port above 1023"
+            else:
+                advice = f"{(error.strerror or str(error)).lower()}; set another in `listen`"
+            raise PluginError(f"cannot listen on {self.options.listen}: {advice}") from error
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        if self.options.tls_cert is None or self.options.tls_key is None:
+            return None
+        cert, key = (
+            Path(text).expanduser() for text in (self.options.tls_cert, self.options.tls_key)
+        )
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(cert, key)
+        except OSError as error:  # ssl.SSLError among them
+            raise PluginError(
+                f"cannot use tls_cert {cert} with tls_key {key}: {error};"
+                " give a PEM certificate and its own key"
+            ) from error
+        return context
+
+    async def _serve(self, socket: trio.SocketStream) -> None:
+        """Serve one client. Whatever goes wrong with it stays here."""
+        if self._sockets >= self.options.max_clients + MORE_SOCKETS:
+            return  # serve_listeners closes it
+        self._sockets += 1
+        try:
+            error = await attempt(self._until_gone, socket)
+        finally:
+            self._sockets -= 1
+        if error is not None:
+            log.error("websocket client failed", error=describe(error))
+
+    async def _until_gone(self, socket: trio.SocketStream) -> None:
+        try:
+            await self._welcome(socket)
+        except* (
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            ConnectionClosed,
+            ProtocolError,
+            OSError,
+        ) as gone:
+            log.debug("websocket client gone", reason=repr(gone.exceptions[0]))
+
+    async def _welcome(self, socket: trio.SocketStream) -> None:
+        tune(socket)
+        transport: Transport = socket
+        if self._tls is not None:
+            transport = trio.SSLStream(socket, self._tls, server_side=True)
+        frames = FrameStream(transport)
+        async with trio.open_nursery() as nursery:
+            request = await self._handshake(nursery, frames)
+            if request is not None:
+                await self._admit(request, frames)
+                await frames.aclose()
+            nursery.cancel_scope.cancel()
+
+    async def _handshake(
+        self, nursery: trio.Nursery, frames: FrameStream
+    ) -> WebSocketRequest | None:
+        """Return the client's request; None when none came in time, or no sensible one.
+
+        trio-websocket waits for ever when the client goes in the middle of it or sends garbage.
+        """
+        request: WebSocketRequest | None = None
+        with trio.move_on_after(HANDSHAKE_SECS):
+            async with trio.open_nursery() as race:
+
+                async def give_up() -> None:
+                    await frames.ended.wait()
+                    race.cancel_scope.cancel()
+
+                race.start_soon(give_up)
+                request = await wrap_server_stream(
+                    nursery,
+                    frames,
+                    max_message_size=self.options.max_message_bytes,
+                    receive_buffer_size=READ_BYTES,
+                )
+                race.cancel_scope.cancel()
+        return request
+
+    async def _admit(self, request: WebSocketRequest, frames: FrameStream) -> None:
+        if len(self._connections) >= self.options.max_clients:
+            body = b"too many clients; try again later\n"
+            await request.reject(503, extra_headers=[(b"Retry-After", b"5")], body=body)
+            return
+        refusal = self._access.refusal(request.path, request.headers)
+        websocket = await request.accept()
+        if refusal is not None:
+            await refuse(websocket, frames, refusal)
+            return
+        connection = Connection(
+            websocket, frames, self.context.sessions, self._quota, self.options.max_message_bytes
+        )
+        self._connections.add(connection)
+        try:
+            await connection.serve()
+        finally:
+            self._connections.discard(connection)
+
+    async def _close_all(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for connection in self._connections:
+                nursery.start_soon(connection.close, GOING_AWAY, "the server stops")
+
+
+async def _cancellable(
+    serve: Callable[..., object],
+    task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await serve()  # type: ignore[misc]

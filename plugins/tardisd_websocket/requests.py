@@ -1,0 +1,191 @@
+"""Answers the requests of one connection through the sessions of the daemon; reads no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import trio
+
+from tardisd.errors import RequestError
+from tardisd.plugins.sessions import Notice, Session, Sessions, WhenFull
+from tardisd.wall import wall_ms
+from tardisd_websocket import messages
+from tardisd_websocket.follower import Follower, notice_frame
+from tardisd_websocket.messages import Delivery
+from tardisd_websocket.stream import FrameStream, text_frame
+
+_RUNNING = frozenset({"created", "active", "paused"})
+
+
+def _runs(session: Session) -> bool:
+    return session.status()["status"] in _RUNNING
+
+
+class Quota:
+    """How many sessions may run at once, over all clients of the sink."""
+
+    def __init__(self, sessions: Sessions, limit: int) -> None:
+        self._sessions = sessions
+        self._limit = limit
+        self._being_made = 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Hold a place while a session is made; RequestError `too_many_sessions` when full."""
+        running = sum(map(_runs, self._sessions.list()))
+        if running + self._being_made >= self._limit:
+            raise RequestError(
+                "too_many_sessions",
+                f"{self._limit} sessions run already; stop one, or raise max_sessions",
+            )
+        self._being_made += 1
+        try:
+            yield
+        finally:
+            self._being_made -= 1
+
+
+class Requests:
+    """What one client may do. `follow` starts the task of a follower."""
+
+    def __init__(
+        self,
+        client_id: str,
+        sessions: Sessions,
+        quota: Quota,
+        frames: FrameStream,
+        send: Callable[[bytes], Awaitable[None]],
+        follow: Callable[[Follower], None],
+    ) -> None:
+        self.followers: dict[str, Follower] = {}
+        self._client_id = client_id
+        self._ephemeral: list[Session] = []
+        self._sessions = sessions
+        self._quota = quota
+        self._frames = frames
+        self._send = send
+        self._follow = follow
+
+    async def answer(self, request: messages.Request) -> None:
+        """Do what is asked and reply. Raises TardisError for what cannot be done."""
+        match request:
+            case messages.CreateSession():
+                await self._create(request)
+            case messages.Subscribe():
+                await self._subscribe(request)
+            case messages.Unsubscribe():
+                await self._unsubscribe(request)
+            case messages.Pause():
+                await self._steer(request, request.session_id, lambda s: s.pause)
+            case messages.Resume():
+                await self._steer(request, request.session_id, lambda s: s.resume)
+            case messages.SpeedChange(session_id=session_id, speed=speed):
+                await self._steer(
+                    request,
+                    session_id,
+                    lambda s: lambda by, request_id: s.change_speed(speed, by, request_id),
+                )
+            case messages.Stop():
+                await self._steer(request, request.session_id, lambda s: s.stop)
+            case messages.Status():
+                await self._status(request)
+            case messages.Ping():
+                await self._answer(request, {"type": "pong", "timestamp": wall_ms()})
+
+    async def run(self, follower: Follower) -> None:
+        """Run a follower's task, and strike it off when it is done."""
+        try:
+            await follower.run()
+        except trio.ClosedResourceError:
+            pass  # a close frame has gone out: nothing may follow
+        finally:
+            session_id = follower.session.session_id
+            if self.followers.get(session_id) is follower:
+                del self.followers[session_id]
+
+    def leave(self) -> None:
+        """Let go of everything: subscriptions, and the sessions that live no longer than this."""
+        for follower in list(self.followers.values()):
+            follower.subscription.close()
+        for session in self._ephemeral:
+            try:
+                session.stop()
+            except RequestError:
+                continue  # it has ended by itself
+
+    async def _create(self, request: messages.CreateSession) -> None:
+        wanted = request.session_request()
+        with self._quota.one_more():
+            session = await self._sessions.create(wanted)
+        if request.ephemeral:
+            self._ephemeral = [*filter(_runs, self._ephemeral), session]
+        try:
+            # First the place, then the reply, then the clock: no tick before the reply, none lost.
+            follower = self._place(session, request.delivery, request.when_full)
+            notice = session.created().answering(request.request_id)
+            await self._send(notice_frame(session.session_id, notice))
+            self._follow(follower)
+        finally:
+            session.begin()  # a session outlives its creator, even one that is gone by now
+
+    async def _subscribe(self, request: messages.Subscribe) -> None:
+        session = self._sessions.get(request.session_id)
+        if session.session_id in self.followers:
+            raise RequestError(
+                "wrong_state",
+                f"this connection follows {session.session_id} already; unsubscribe first,"
+                " or follow it on another connection",
+            )
+        follower = self._place(session, request.delivery, request.when_full)
+        status = session.status()
+        reply = {name: status[name] for name in ("session_id", "epoch", "seq", "clock")}
+        await self._answer(request, {"type": "subscribed", **reply})
+        self._follow(follower)
+
+    async def _unsubscribe(self, request: messages.Unsubscribe) -> None:
+        session = self._sessions.get(request.session_id)
+        follower = self.followers.get(session.session_id)
+        if follower is None:
+            raise RequestError(
+                "wrong_state", f"this connection does not follow {session.session_id}; subscribe"
+            )
+        follower.leave()
+        await follower.done.wait()
+        await self._answer(request, {"type": "unsubscribed", "session_id": session.session_id})
+
+    async def _steer(
+        self,
+        request: messages.Request,
+        session_id: str,
+        verb: Callable[[Session], Callable[[Any, Any], Notice]],
+    ) -> None:
+        session = self._sessions.get(session_id)
+        follower = self.followers.get(session_id)
+        if follower is not None:
+            # The reply comes through the subscription, in its place among the ticks.
+            verb(session)(follower.subscription, request.request_id)
+            return
+        notice = verb(session)(None, None).answering(request.request_id)
+        await self._send(notice_frame(session.session_id, notice))
+
+    async def _status(self, request: messages.Status) -> None:
+        if isinstance(request.session_id, str):
+            state = self._sessions.get(request.session_id).status()
+            await self._answer(request, {"type": "status", **state})
+        else:
+            states = [session.status() for session in self._sessions.list()]
+            await self._answer(request, {"type": "status", "sessions": states})
+
+    def _place(self, session: Session, delivery: Delivery, when_full: WhenFull) -> Follower:
+        subscription = session.subscribe(when_full, (delivery,), f"client {self._client_id}")
+        follower = Follower(session, subscription, delivery, self._frames)
+        self.followers[session.session_id] = follower
+        return follower
+
+    async def _answer(self, request: messages.Request, message: dict[str, Any]) -> None:
+        if request.request_id is not None:
+            message["id"] = request.request_id
+        await self._send(text_frame(msgspec.json.encode(message)))
