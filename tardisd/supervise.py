@@ -1,25 +1,63 @@
-"""Keep a failure where it belongs; one of two modules that may catch everything.
+"""Where other people's code is run and its failures are caught; decides nothing about retries.
 
-It decides nothing about what failed: it hands the exception to somebody who does.
+One of the two modules that catch every exception. `trio.Cancelled` is none of them and passes.
 """
 
 from __future__ import annotations
 
+import random
+import traceback
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TypeVarTuple, Unpack
 
-T = TypeVar("T")
+ArgsT = TypeVarTuple("ArgsT")
 
 
-async def outcome(action: Callable[[], Awaitable[T]]) -> tuple[T | None, Exception | None]:
-    """Run `action` and return (its result, None) or (None, what it raised).
-
-    Cancellation passes through. A group that holds a single exception is that exception.
-    """
+async def attempt(
+    call: Callable[[Unpack[ArgsT]], Awaitable[object]], *args: *ArgsT
+) -> Exception | None:
+    """Await the call; return the exception it raised, out of its groups, or None."""
     try:
-        return await action(), None
-    except Exception as raised:  # noqa: BLE001 - whoever called looks at it
-        error = raised
-        while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        return None, error
+        await call(*args)
+    except Exception as error:  # noqa: BLE001 - the place for it
+        return innermost(error)
+    return None
+
+
+def innermost(error: BaseException) -> Exception:
+    """Return the first exception within (groups of) exceptions."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, Exception):
+        raise error
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """Return one line: the message of an error raised on purpose, else its type and place."""
+    text = getattr(error, "message", None)
+    if isinstance(text, str):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+@dataclass(slots=True)
+class Backoff:
+    """Growing waits with full jitter: up to `first` seconds, doubling to `most`."""
+
+    first: float = 0.5
+    most: float = 30.0
+    attempts: int = 0
+
+    def next(self) -> float:
+        """Return how many seconds to wait before the next attempt."""
+        limit = min(self.most, self.first * 2.0**self.attempts)
+        self.attempts += 1
+        return random.uniform(limit / 2, limit)
+
+    def reset(self) -> None:
+        """Start over after a success."""
+        self.attempts = 0

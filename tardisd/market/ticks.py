@@ -85,8 +85,18 @@ class Ticks:
         return self.series[0].data_type.kind
 
     @classmethod
-    def concat(cls, batches: Sequence[Batch], releases: Sequence[Ints]) -> Ticks:
-        """Return the rows of batches of one kind, one batch after another, one series each."""
+    def concat(
+        cls,
+        batches: Sequence[Batch],
+        releases: Sequence[Ints],
+        series: tuple[Series, ...] | None = None,
+    ) -> Ticks:
+        """Return the rows of batches of one kind, one batch after another, one series each.
+
+        `series` is the table that ranks refer to; without it, it is made of the batches.
+        """
+        table = series or tuple(batch.series for batch in batches)
+        ranks = [table.index(batch.series) for batch in batches]
         schema = batches[0].schema
         lengths = [len(batch) for batch in batches]
         ids = [batch.ids for batch in batches if batch.ids is not None]
@@ -102,8 +112,8 @@ class Ticks:
         ]
         return cls(
             schema,
-            tuple(batch.series for batch in batches),
-            np.repeat(np.arange(len(batches)), lengths),
+            table,
+            np.repeat(np.array(ranks, np.intp), lengths),
             _join([batch.ts_event for batch in batches]),
             _join(list(releases)),
             {

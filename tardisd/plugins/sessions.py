@@ -151,8 +151,13 @@ class Session(Protocol):
     def stop(self, by: Subscription | None = None, request_id: Any = None) -> Notice:
         """End the session; every follower gets `end` with reason `stopped`."""
 
-    def subscribe(self, when_full: WhenFull, forms: Sequence[str] = ()) -> Subscription:
-        """Follow from the next tick on; `forms` are the encodings that will be asked for."""
+    def subscribe(
+        self, when_full: WhenFull, forms: Sequence[str] = (), name: str = ""
+    ) -> Subscription:
+        """Follow from the next tick on; `forms` are the encodings that will be asked for.
+
+        `name` is what `waiting_for` calls a follower that holds the session up.
+        """
 
     def begin(self) -> None:
         """Start the clock, once its creator has been answered; idempotent."""

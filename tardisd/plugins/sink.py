@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import ClassVar
 
 from tardisd.plugins.base import OptionsT, Plugin
 from tardisd.plugins.sessions import Block, Notice, Session
@@ -16,8 +17,6 @@ class Writer:
     to go on with the next one; anything else counts as the sink's bug, is logged and backed off.
     """
 
-    forms: tuple[str, ...] = ()
-
     @abstractmethod
     async def write(self, block: Block, /) -> None:
         """Deliver the ticks: they are delivered when this returns, and maybe in part when not."""
@@ -27,7 +26,12 @@ class Writer:
 
 
 class Sink(Plugin[OptionsT]):
-    """A destination. One that serves clients of its own follows sessions by `context.sessions`."""
+    """A destination. One that serves clients of its own follows sessions by `context.sessions`.
+
+    `forms` are the encodings that its writers ask blocks for; they are then made ahead.
+    """
+
+    forms: ClassVar[tuple[str, ...]] = ()
 
     def open(self, session: Session) -> AbstractAsyncContextManager[Writer | None]:
         """Open a stream for the session; leaving it completes what was written.

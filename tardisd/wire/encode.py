@@ -53,6 +53,7 @@ class _Template:
 
     rows: NDArray[np.uint8]
     places: list[int]
+    series: Sequence[Series]  # held, so that its id() stays its own
 
 
 class Encoder:
@@ -65,7 +66,7 @@ class Encoder:
     def encode(self, ticks: Ticks, seqs: Ints) -> tuple[NDArray[np.uint8], int | None]:
         """Return one row of bytes per tick, and where in a row the wall time is to be stamped."""
         pieces = list(self._pieces(ticks, seqs))
-        key = (ticks.series, *(piece.width for piece in pieces if isinstance(piece, Slot)))
+        key = (id(ticks.series), *(piece.width for piece in pieces if isinstance(piece, Slot)))
         template = self._templates.get(key)
         if template is None:
             if len(self._templates) > 256:  # widths vary within narrow bounds; never grow forever
@@ -293,7 +294,7 @@ def _template(pieces: list[_Piece], series: Sequence[Series], form: Form) -> _Te
         if isinstance(piece, Slot):
             places.append(offset)
         offset += len(cells[0])
-    return _Template(np.array([np.frombuffer(text, np.uint8) for text in texts]), places)
+    return _Template(np.array([np.frombuffer(text, np.uint8) for text in texts]), places, series)
 
 
 def text_frame_header(length: int) -> bytes:

@@ -1,0 +1,82 @@
+"""Logging: the event name first, then facts as key=value; where it goes is not decided here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+LogFormat = Literal["text", "json"]
+
+_PRIORITIES = {
+    logging.CRITICAL: "<2>",
+    logging.ERROR: "<3>",
+    logging.WARNING: "<4>",
+    logging.INFO: "<6>",
+    logging.DEBUG: "<7>",
+}
+
+
+class Log:
+    """A logger of events: `log.info("sink reopened", sink="files", attempt=3)`."""
+
+    __slots__ = ("_logger",)
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: str, **facts: object) -> None:
+        """Say what only someone who debugs wants to know."""
+        self._logger.debug(event, extra={"facts": facts})
+
+    def info(self, event: str, **facts: object) -> None:
+        """Say what happened as it should."""
+        self._logger.info(event, extra={"facts": facts})
+
+    def warning(self, event: str, **facts: object) -> None:
+        """Say what went wrong and is being dealt with."""
+        self._logger.warning(event, extra={"facts": facts})
+
+    def error(self, event: str, **facts: object) -> None:
+        """Say what went wrong and needs somebody."""
+        self._logger.error(event, extra={"facts": facts})
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, form: LogFormat, journal: bool) -> None:
+        super().__init__()
+        self._form, self._journal = form, journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts: Mapping[str, object] = getattr(record, "facts", {})
+        event = record.getMessage()
+        if record.exc_info:
+            facts = {**facts, "trace": self.formatException(record.exc_info)}
+        if self._form == "json":
+            line = {"time": self.formatTime(record), "level": record.levelname.lower()}
+            return msgspec.json.encode(
+                {**line, "logger": record.name, "event": event, **facts}, enc_hook=str
+            ).decode()
+        text = " ".join([event, *(f"{key}={_quoted(value)}" for key, value in facts.items())])
+        if self._journal:
+            return _PRIORITIES.get(record.levelno, "<6>") + text.replace("\n", "\\n")
+        return f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():7} {text}"
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return f'"{text}"' if " " in text or not text else text
+
+
+def set_up(level: str = "info", form: LogFormat = "text") -> None:
+    """Send the process's logs to stderr: priorities for the journal, times for a terminal."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(form, "JOURNAL_STREAM" in os.environ))
+    root = logging.getLogger("tardisd")
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    root.propagate = False

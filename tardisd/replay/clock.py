@@ -1,0 +1,73 @@
+"""The replay clock: maps wall time to market time from an anchor; pure, reads no clock itself.
+
+Every pause, resume and speed change anchors it anew, so drift never adds up.
+"""
+
+from __future__ import annotations
+
+from tardisd.market.time import SECOND
+from tardisd.plugins.sessions import Speed
+
+
+class ReplayClock:
+    """Market time (ns) as a function of wall time (seconds of a monotonic clock).
+
+    At speed `max` nothing is waited for: the clock stands where `advance` last put it.
+    """
+
+    __slots__ = ("_market", "_running", "_speed", "_wall")
+
+    def __init__(self, market: int, speed: Speed) -> None:
+        self._market = market
+        self._wall = 0.0
+        self._speed = speed
+        self._running = False
+
+    @property
+    def speed(self) -> Speed:
+        """Market seconds per wall second, or `max`."""
+        return self._speed
+
+    @property
+    def running(self) -> bool:
+        """Whether time passes."""
+        return self._running
+
+    @property
+    def unpaced(self) -> bool:
+        """Whether the speed is `max`."""
+        return self._speed == "max"
+
+    def market(self, wall: float) -> int:
+        """Return market time (ns) at `wall`."""
+        if not self._running or self._speed == "max":
+            return self._market
+        return self._market + round((wall - self._wall) * self._speed * SECOND)
+
+    def wall(self, market: int) -> float:
+        """Return the wall time at which `market` (ns) is reached; now-or-never speeds give -inf."""
+        if self._speed == "max":
+            return float("-inf")
+        if not self._running:
+            return float("inf")
+        return self._wall + (market - self._market) / (self._speed * SECOND)
+
+    def anchor(self, market: int, wall: float) -> None:
+        """Stand at `market` (ns) as of `wall`, and go on from there."""
+        self._market, self._wall = market, wall
+
+    def advance(self, market: int) -> None:
+        """Move an unpaced clock forward to `market` (ns)."""
+        self._market = max(self._market, market)
+
+    def run(self, wall: float) -> None:
+        """Let time pass from `wall` on."""
+        self._wall, self._running = wall, True
+
+    def halt(self, market: int) -> None:
+        """Stop time at `market` (ns)."""
+        self._market, self._running = market, False
+
+    def change_speed(self, speed: Speed, market: int, wall: float) -> None:
+        """Go on at another speed from `market` (ns) as of `wall`."""
+        self._market, self._wall, self._speed = market, wall, speed

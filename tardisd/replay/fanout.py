@@ -1,0 +1,193 @@
+"""Followers of a session: bounded queues of shared blocks, and what happens when one is full.
+
+Ticks are counted, not bytes: blocks are shared by all followers, so a queue costs no copy. Notices
+are small and come at most a few per verb; they pass a full queue by, in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import trio
+
+from tardisd.plugins.sessions import Evicted, Notice, WhenFull
+from tardisd.replay.block import SessionBlock
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How far a follower may lag, in ticks, and how long a blocking one may read nothing."""
+
+    blocking_ticks: int = 4096
+    lagging_ticks: int = 16_384
+    max_block_secs: float = 60.0
+
+
+class Follower:
+    """One follower's queue. `poke` wakes the session when there is room again."""
+
+    def __init__(
+        self,
+        policy: WhenFull,
+        forms: Sequence[str],
+        limits: QueueLimits,
+        poke: Callable[[], None],
+        leave: Callable[[Follower], None],
+        name: str = "",
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.forms = tuple(forms)
+        self.full_since: float | None = None
+        self.last_seq = 0
+        self._limits = limits
+        self._poke = poke
+        self._leave = leave
+        self._queue: deque[SessionBlock | Notice] = deque()
+        self._ticks = 0
+        self._arrived = trio.Event()
+        self._ended = False
+        self._evicted: str | None = None
+        self._cut_off = trio.Event()
+
+    @property
+    def queued_ticks(self) -> int:
+        """How many ticks wait to be received."""
+        return self._ticks
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the session may go on as far as this follower is concerned."""
+        return self.policy != "block" or self._ticks < self._limits.blocking_ticks
+
+    def be(self, policy: WhenFull) -> None:
+        """Change the policy; a follower that no longer blocks lets the session go on."""
+        self.policy = policy
+        if self.full_since is not None and self.has_room:
+            self.full_since = None
+            self._poke()
+
+    def push(self, block: SessionBlock) -> None:
+        """Queue ticks, by the follower's policy when it lags too far."""
+        self._queue.append(block)
+        self._ticks += len(block)
+        if self.policy != "block" and self._ticks > self._limits.lagging_ticks:
+            if self.policy == "disconnect":
+                self.evict("too slow")
+            elif self.policy == "drop_oldest":
+                self._drop(self._ticks - self._limits.lagging_ticks // 2)
+            else:
+                self._conflate()
+        self._arrived.set()
+
+    def notify(self, notice: Notice, *, last: bool = False) -> None:
+        """Queue a notice; after the `last` one the stream ends."""
+        self._queue.append(notice)
+        self._ended = self._ended or last
+        self._arrived.set()
+
+    def evict(self, reason: str) -> None:
+        """Cut the follower off; it learns so at its next receive."""
+        self._evicted = reason
+        self._cut_off.set()
+        self._queue.clear()
+        self._ticks = 0
+        self._arrived.set()
+        self._leave(self)
+
+    async def receive(self) -> SessionBlock | Notice:
+        """Return what comes next. Raises trio.EndOfChannel after the end, Evicted when cut off."""
+        while not self._queue:
+            if self._evicted is not None:
+                raise Evicted(self._evicted)
+            if self._ended:
+                raise trio.EndOfChannel
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        item = self._queue.popleft()
+        if not isinstance(item, Notice):
+            self._ticks -= len(item)
+            self.last_seq = item.first_seq + len(item) - 1
+            if self.full_since is not None and self.has_room:
+                self.full_since = None
+                self._poke()
+        return item
+
+    async def wait_evicted(self) -> None:
+        """Return once the follower has been cut off, if ever: for those stuck in a send."""
+        await self._cut_off.wait()
+
+    def close(self) -> None:
+        """Stop following; idempotent."""
+        self._ended = True
+        self._queue.clear()
+        self._ticks = 0
+        self._arrived.set()
+        self._leave(self)
+
+    def _drop(self, count: int) -> None:
+        """Drop the oldest `count` ticks and say so; notices keep their place."""
+        kept: deque[SessionBlock | Notice] = deque()
+        for item in self._queue:
+            if isinstance(item, Notice) or count <= 0:
+                kept.append(item)
+                continue
+            gone = min(count, len(item))
+            _skip(kept, item.first_seq, item.first_seq + gone - 1)
+            if gone < len(item):
+                kept.append(item.cut(gone, len(item)))
+            count -= gone
+            self._ticks -= gone
+        self._queue = kept
+
+    def _conflate(self) -> None:
+        """Keep the newest tick of each series of every block, and say what was skipped."""
+        kept: deque[SessionBlock | Notice] = deque()
+        self._ticks = 0
+        newest: set[object] = set()
+        for item in reversed(self._queue):
+            if isinstance(item, Notice):
+                kept.appendleft(item)
+                continue
+            upto = len(item)
+            for row, series in reversed(item.newest_rows()):
+                if series in newest:
+                    continue
+                newest.add(series)
+                if row + 1 < upto:
+                    _skip_before(kept, item.first_seq + row + 1, item.first_seq + upto - 1)
+                kept.appendleft(item.cut(row, row + 1))
+                self._ticks += 1
+                upto = row
+            if upto:
+                _skip_before(kept, item.first_seq, item.first_seq + upto - 1)
+        self._queue = kept
+
+
+def _skipped(first: int, last: int) -> Notice:
+    return Notice("skipped", {"from_seq": first, "to_seq": last})
+
+
+def _is_skipped(item: SessionBlock | Notice | None) -> TypeGuard[Notice]:
+    return isinstance(item, Notice) and item.type == "skipped"
+
+
+def _skip(queue: deque[SessionBlock | Notice], first: int, last: int) -> None:
+    """Append a notice of skipped ticks, joined to one that ends just before."""
+    tail = queue[-1] if queue else None
+    if _is_skipped(tail) and tail.fields["to_seq"] + 1 == first:
+        queue.pop()
+        first = tail.fields["from_seq"]
+    queue.append(_skipped(first, last))
+
+
+def _skip_before(queue: deque[SessionBlock | Notice], first: int, last: int) -> None:
+    """Prepend a notice of skipped ticks, joined to one that begins just after."""
+    head = queue[0] if queue else None
+    if _is_skipped(head) and head.fields["from_seq"] == last + 1:
+        queue.popleft()
+        last = head.fields["to_seq"]
+    queue.appendleft(_skipped(first, last))

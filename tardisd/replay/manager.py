@@ -1,0 +1,282 @@
+"""All sessions of the daemon: made, found, listed, kept for a while after their end, forgotten."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from tardisd.errors import RequestError, StorageError
+from tardisd.log import Log
+from tardisd.market.series import Series
+from tardisd.market.span import Span
+from tardisd.market.time import SECOND, format_time
+from tardisd.plugins.sessions import SessionRequest
+from tardisd.plugins.sink import Sink
+from tardisd.plugins.storage import Storage
+from tardisd.replay.delivery import Delivery
+from tardisd.replay.session import ReplaySession, Tuning, check_speed
+from tardisd.replay.source import has_rows, material
+from tardisd.state import SessionRecord, State
+from tardisd.wall import wall_ns
+
+log = Log("tardisd.sessions")
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_NAMED_IN_ERRORS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """How many sessions there may be, how large, and how long ended ones are kept."""
+
+    max_sessions: int = 1000
+    max_series: int = 1000
+    kept_secs: float = 600.0
+    drain_secs: float = 5.0
+    encoding_threads: int = 2
+    tuning: Tuning = field(default_factory=Tuning)
+
+
+class SessionManager:
+    """Sessions as `tardisd.plugins.sessions.Sessions` describes them; works inside `run`."""
+
+    def __init__(
+        self,
+        storages: Mapping[str, Storage[Any]],
+        default_storage: str | None,
+        sinks: Mapping[str, Sink[Any]],
+        state: State,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        self._storages = storages
+        self._default_storage = default_storage
+        self._sinks = sinks
+        self._state = state
+        self._limits = limits or SessionLimits()
+        self._limiter = trio.CapacityLimiter(self._limits.encoding_threads)
+        self._sessions: dict[str, ReplaySession] = {}
+        self._reserved: set[str] = set()
+        self._nursery: trio.Nursery | None = None
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Hold all sessions; on leaving, end them and let their sinks finish, within a deadline."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._restore()
+            try:
+                yield
+            finally:
+                self._nursery = None
+                for session in self._sessions.values():
+                    session.finish("stopped", "the daemon is shutting down")
+                nursery.cancel_scope.deadline = trio.current_time() + self._limits.drain_secs
+
+    async def create(self, request: SessionRequest) -> ReplaySession:
+        """Create a session that waits for `begin`.
+
+        Raises RequestError: bad_request, session_exists, too_many_sessions, too_large, no_data.
+        """
+        storage = self._storage(request.storage)
+        sinks = [(name, self._sink(name)) for name in request.sinks]
+        self._check(request)
+        session_id = self._reserve(request.session_id)
+        try:
+            series = tuple(sorted(dict.fromkeys(request.series), key=lambda one: one.order))
+            await self._refuse_without_data(storage, series, request)
+            materials = [await material(storage, one) for one in series]
+        except StorageError as error:
+            raise RequestError("internal", error.message) from None
+        finally:
+            self._reserved.discard(session_id)
+        nursery = self._running_nursery()
+        session = ReplaySession(
+            session_id, request, materials, storage, self._limiter, self._limits.tuning
+        )
+        deliveries = [Delivery(session, name, sink) for name, sink in sinks]
+        created_at = wall_ns()
+        self._state.put(SessionRecord(session_id, _as_json(request), created_at, "active"))
+        self._sessions[session_id] = session
+        nursery.start_soon(self._live, session, deliveries, created_at)
+        return session
+
+    def get(self, session_id: str) -> ReplaySession:
+        """Return the session; RequestError `session_not_found` when there is none."""
+        try:
+            return self._sessions[session_id]
+        except KeyError:
+            raise RequestError(
+                "session_not_found", f"there is no session {session_id[:128]!r}"
+            ) from None
+
+    def list(self) -> Sequence[ReplaySession]:
+        """Return all sessions, ended ones that are still kept included."""
+        return list(self._sessions.values())
+
+    def remove(self, session_id: str) -> None:
+        """Forget an ended session; RequestError `wrong_state` while it runs."""
+        if not self.get(session_id).has_ended:
+            raise RequestError(
+                "wrong_state", f"session {session_id!r} is still running; stop it first"
+            )
+        self._forget(session_id)
+
+    async def _live(
+        self, session: ReplaySession, deliveries: Sequence[Delivery], created_at: int
+    ) -> None:
+        """Run a session and its sinks, write down how it ended, and forget it after a while."""
+        log.info("session created", session=session.session_id, origin=session.request.origin)
+        async with trio.open_nursery() as nursery:
+            for delivery in deliveries:
+                nursery.start_soon(delivery.run)
+            nursery.start_soon(session.run)
+            await session.ended.wait()
+            end = {} if session.end_notice is None else dict(session.end_notice.fields)
+            log.info("session ended", session=session.session_id, **end)
+            request, status = _as_json(session.request), session.status_name
+            self._state.put(
+                SessionRecord(session.session_id, request, created_at, status, wall_ns(), end)
+            )
+        if self._nursery is not None:
+            self._nursery.start_soon(self._forget_later, session.session_id, self._limits.kept_secs)
+
+    async def _forget_later(self, session_id: str, secs: float) -> None:
+        session = self._sessions.get(session_id)
+        await trio.sleep(secs)
+        if session is not None and self._sessions.get(session_id) is session:
+            self._forget(session_id)
+
+    def _forget(self, session_id: str) -> None:
+        self._sessions.pop(session_id, None)
+        self._state.forget(session_id)
+
+    def _restore(self) -> None:
+        """Take up the sessions of the daemon before this one, as ended."""
+        now = wall_ns()
+        for record in self._state.sessions():
+            end, ended_at = record.end, record.ended_at
+            if end is None or ended_at is None:  # it was running when the daemon went
+                ended_at = now
+                end = {"epoch": 1, "reason": "stopped", "ticks": 0, "hash": "",
+                       "message": "the daemon was restarted"}  # fmt: skip
+                record = SessionRecord(  # noqa: PLW2901 - the same session, ended now
+                    record.session_id, record.request, record.created_at, "stopped", now, end
+                )
+                self._state.put(record)
+            left = self._limits.kept_secs - (now - ended_at) / SECOND
+            if left <= 0:
+                self._state.forget(record.session_id)
+                continue
+            request = _from_json(record.session_id, record.request)
+            storage = next(iter(self._storages.values()))
+            session = ReplaySession(
+                record.session_id, request, [], storage, self._limiter, self._limits.tuning
+            )
+            session.restore(record.status, end)
+            self._sessions[record.session_id] = session
+            self._running_nursery().start_soon(self._forget_later, record.session_id, left)
+
+    def _running_nursery(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise RequestError("wrong_state", "the daemon is shutting down")
+        return self._nursery
+
+    def _storage(self, name: str | None) -> Storage[Any]:
+        wanted = name or self._default_storage
+        if wanted is None or wanted not in self._storages:
+            known = ", ".join(sorted(self._storages)) or "none"
+            raise RequestError("bad_request", f"storage: {wanted!r} is not one of: {known}")
+        return self._storages[wanted]
+
+    def _sink(self, name: str) -> Sink[Any]:
+        if name not in self._sinks:
+            known = ", ".join(sorted(self._sinks)) or "none"
+            raise RequestError("bad_request", f"sinks: {name!r} is not one of: {known}")
+        return self._sinks[name]
+
+    def _check(self, request: SessionRequest) -> None:
+        check_speed(request.speed)
+        if not request.series:
+            raise RequestError("bad_request", "series: at least one is needed")
+        if len(request.series) > self._limits.max_series:
+            raise RequestError(
+                "too_large",
+                f"{len(request.series)} series in one session; the limit is"
+                f" {self._limits.max_series}",
+            )
+        if request.end <= request.start:
+            raise RequestError("bad_request", "end_time: must be after start_time")
+
+    def _reserve(self, session_id: str | None) -> str:
+        """Return an id that nobody else has; it is taken from now on."""
+        running = sum(not session.has_ended for session in self._sessions.values())
+        if running + len(self._reserved) >= self._limits.max_sessions:
+            raise RequestError(
+                "too_many_sessions",
+                f"{running} sessions are running; the limit is {self._limits.max_sessions}",
+            )
+        if session_id is None:
+            session_id = f"s-{secrets.token_hex(6)}"
+        elif not _ID.fullmatch(session_id):
+            raise RequestError(
+                "bad_request", "session_id: use 1 to 128 letters, digits, '.', '_', ':' or '-'"
+            )
+        if session_id in self._sessions or session_id in self._reserved:
+            raise RequestError("session_exists", f"session {session_id!r} exists already")
+        self._reserved.add(session_id)
+        return session_id
+
+    async def _refuse_without_data(
+        self, storage: Storage[Any], series: Sequence[Series], request: SessionRequest
+    ) -> None:
+        span = Span(request.start, request.end)
+        for one in series:
+            if await has_rows(storage, one, span):
+                return
+        raise RequestError("no_data", await _nothing_stored(storage, series, span))
+
+
+async def _nothing_stored(storage: Storage[Any], series: Sequence[Series], span: Span) -> str:
+    """Return what to tell someone who asked for data that is not there."""
+    asked = ", ".join(map(str, series[:_NAMED_IN_ERRORS]))
+    stored = {info.series: info for info in await storage.list_series() if info.rows}
+    found = [one for one in series if one in stored]
+    if not found:
+        others = ", ".join(map(str, list(stored)[:_NAMED_IN_ERRORS])) or "nothing at all"
+        more = ", …" if len(stored) > _NAMED_IN_ERRORS else ""
+        return f"no data for {asked}: it is not stored; stored: {others}{more}"
+    parts = []
+    for one in found[:_NAMED_IN_ERRORS]:
+        hull = (await storage.coverage(one)).hull
+        parts.append(f"{one} {hull}" if hull else str(one))
+    return f"no data for {asked} in {span}; stored: {', '.join(parts)}"
+
+
+def _as_json(request: SessionRequest) -> dict[str, Any]:
+    return {
+        "series": [series.text for series in request.series],
+        "start": request.start,
+        "end": request.end,
+        "speed": request.speed,
+        "on_gap": request.on_gap,
+        "origin": request.origin,
+        "range": f"{format_time(request.start)}..{format_time(request.end)}",
+    }
+
+
+def _from_json(session_id: str, record: Mapping[str, Any]) -> SessionRequest:
+    return SessionRequest(
+        session_id=session_id,
+        series=tuple(Series.parse(text) for text in record["series"]),
+        start=record["start"],
+        end=record["end"],
+        speed=record["speed"],
+        on_gap=record["on_gap"],
+        origin=record["origin"],
+    )

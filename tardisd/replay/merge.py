@@ -1,0 +1,222 @@
+"""The ordered merge: batches of many series in, windows of ticks and gap marks in total order out.
+
+Pure and synchronous. A window reaches up to, and not into, the earliest last release time among the
+series that have more to come: what is still unread cannot belong before it, so the order is exact.
+Within a window: concatenate by series in their order, then one stable sort by release time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from tardisd.backfill.ledger import HoleScanner, covered_gaps, uncovered_gaps, whole_candles
+from tardisd.market.columns import Batch
+from tardisd.market.decimals import Ints
+from tardisd.market.series import GAP_CLASS, KINDS, Series
+from tardisd.market.span import Coverage, Gap, Span
+from tardisd.market.ticks import Order, Ticks
+
+BLOCK_TICKS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A gap told in the stream: it starts at `ts_release`."""
+
+    ts_release: int
+    series: Series
+    gap: Gap
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive ticks of a window: by kind, and the runs (kind, first row, rows) in order."""
+
+    kinds: Sequence[Ticks]
+    runs: Sequence[tuple[int, int, int]]
+    release: Ints
+
+
+class Track:
+    """One series on its way into the merge: what was read and not yet released."""
+
+    def __init__(
+        self, series: Series, span: Span, coverage: Coverage, causes: Sequence[Gap], delay: int
+    ) -> None:
+        self.series = series
+        self.marks: list[Mark] = []
+        self.open = True
+        self.batch = Batch.empty(series)
+        self.release: Ints = self.batch.ts_event
+        self._span, self._coverage, self._causes, self._delay = span, coverage, causes, delay
+        self._scanner: HoleScanner | None = None
+        interval = series.data_type.interval
+        within: Span | None = span
+        if interval is not None:
+            within = whole_candles(span, interval)
+            self._scanner = HoleScanner(interval, span)
+        if within is not None:
+            self._tell(uncovered_gaps(coverage, causes, within))
+
+    def feed(self, batch: Batch, lookahead: bool) -> None:
+        """Take the next batch of the series, rows inside the session's span."""
+        if self._scanner is not None:
+            self._tell_holes(self._scanner.feed(batch.ts_event))
+        release = batch.ts_event if lookahead else batch.release(self._delay)
+        if len(self.batch):
+            self.batch = Batch.concat([self.batch, batch])
+            self.release = np.concatenate([self.release, release])
+        else:
+            self.batch, self.release = batch, release
+
+    def finish(self) -> None:
+        """Take note that nothing more comes."""
+        self.open = False
+        if self._scanner is not None:
+            self._tell_holes(self._scanner.finish())
+
+    def _tell_holes(self, holes: Sequence[Span]) -> None:
+        interval = self.series.data_type.interval
+        assert interval is not None
+        self._tell(covered_gaps(holes, self._coverage, self._causes, interval, self._span))
+
+    def _tell(self, gaps: Sequence[Gap]) -> None:
+        # A candle that closes at the gap's start is released `delay` later; the mark follows it.
+        delay = self._delay if self._scanner is not None else 0
+        self.marks += [Mark(gap.span.start + delay, self.series, gap) for gap in gaps]
+
+    def take(self, bound: int | None) -> tuple[Batch, Ints]:
+        """Return and drop the rows released before `bound` (None: all)."""
+        upto = len(self.release)
+        if bound is not None:
+            upto = int(np.searchsorted(self.release, bound, "left"))
+        taken = self.batch[:upto], self.release[:upto]
+        self.batch, self.release = self.batch[upto:], self.release[upto:]
+        return taken
+
+    def take_marks(self, bound: int | None) -> list[Mark]:
+        """Return and drop the marks that start before `bound` (None: all)."""
+        due = [mark for mark in self.marks if bound is None or mark.ts_release < bound]
+        self.marks = [mark for mark in self.marks if bound is not None and mark.ts_release >= bound]
+        return due
+
+
+class Window:
+    """Ticks and marks between two bounds, in total order."""
+
+    def __init__(
+        self,
+        kinds: Sequence[Ticks],
+        marks: Sequence[Mark],
+    ) -> None:
+        self._kinds = kinds
+        starts = np.cumsum([0, *(len(ticks) for ticks in kinds)])
+        self._starts: list[int] = starts.tolist()
+        self._order: Order | None = None
+        if not kinds:
+            self.release: Ints = np.empty(0, np.int64)
+        else:
+            release = np.concatenate([ticks.ts_release for ticks in kinds])
+            if bool((release[1:] < release[:-1]).any()):
+                self._order = np.argsort(release, kind="stable")
+                release = release[self._order]
+            self.release = release
+        self._marks = sorted(marks, key=lambda mark: (mark.ts_release, mark.series.order))
+
+    def __iter__(self) -> Iterator[Mark | tuple[int, int]]:
+        """Return marks, and ranges of rows of at most BLOCK_TICKS between them, in order."""
+        row = 0
+        for mark in self._marks:
+            upto = self._place(mark)
+            yield from _ranges(row, upto)
+            yield mark
+            row = upto
+        yield from _ranges(row, len(self.release))
+
+    def _place(self, mark: Mark) -> int:
+        """Return how many rows come before a mark: at its instant, only candles do."""
+        first = int(np.searchsorted(self.release, mark.ts_release, "left"))
+        last = int(np.searchsorted(self.release, mark.ts_release, "right"))
+        before = sum(len(t) for t in self._kinds if KINDS[t.kind] < GAP_CLASS)
+        if self._order is None:
+            return min(max(first, before), last)
+        return first + int((self._order[first:last] < before).sum())
+
+    def piece(self, first: int, last: int) -> Piece:
+        """Return the ticks of rows `first <= i < last`, gathered in order."""
+        release = self.release[first:last]
+        order = self._order
+        if len(self._kinds) == 1:
+            ticks = self._kinds[0].take(slice(first, last) if order is None else order[first:last])
+            return Piece([ticks], [(0, 0, last - first)], release)
+        places = np.arange(first, last) if order is None else order[first:last]
+        which = np.searchsorted(self._starts, places, "right") - 1
+        kinds: list[Ticks] = []
+        number: dict[int, int] = {}
+        for kind in np.unique(which).tolist():
+            number[kind] = len(kinds)
+            kinds.append(self._kinds[kind].take(places[which == kind] - self._starts[kind]))
+        borders = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), last - first]
+        taken = [0] * len(kinds)
+        runs = []
+        for start, end in pairwise(borders):
+            kind = number[int(which[start])]
+            runs.append((kind, taken[kind], end - start))
+            taken[kind] += end - start
+        return Piece(kinds, runs, release)
+
+
+def _ranges(first: int, last: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, last, BLOCK_TICKS):
+        yield start, min(start + BLOCK_TICKS, last)
+
+
+class Merger:
+    """Merges tracks. Feed the hungry ones, take a window, and so on until `done`."""
+
+    def __init__(self, tracks: Sequence[Track], lookahead: bool = False) -> None:
+        self.tracks = sorted(tracks, key=lambda track: track.series.order)
+        self._lookahead = lookahead
+        self._bound: int | None = None
+        kinds = dict.fromkeys(track.series.data_type.kind for track in self.tracks)
+        self._tables = {
+            kind: tuple(t.series for t in self.tracks if t.series.data_type.kind == kind)
+            for kind in kinds
+        }
+
+    @property
+    def done(self) -> bool:
+        """Whether everything has been given out."""
+        return not any(t.open or len(t.release) or t.marks for t in self.tracks)
+
+    def hungry(self) -> list[Track]:
+        """Return the tracks that must be fed, or finished, before the next window."""
+        return [
+            track
+            for track in self.tracks
+            if track.open and (not len(track.release) or self._bound == int(track.release[-1]))
+        ]
+
+    def feed(self, track: Track, batch: Batch) -> None:
+        """Give a track its next batch."""
+        track.feed(batch, self._lookahead)
+
+    def window(self) -> Window:
+        """Return what can be ordered now; it may be empty while a track stays hungry."""
+        lasts = [int(track.release[-1]) for track in self.tracks if track.open]
+        self._bound = min(lasts) if lasts else None
+        kinds: list[Ticks] = []
+        marks: list[Mark] = []
+        parts = [(*track.take(self._bound), track) for track in self.tracks]
+        for kind, table in self._tables.items():
+            mine = [p for p in parts if len(p[1]) and p[2].series.data_type.kind == kind]
+            if mine:
+                batches, releases = [p[0] for p in mine], [p[1] for p in mine]
+                kinds.append(Ticks.concat(batches, releases, table))
+        for track in self.tracks:
+            marks += track.take_marks(self._bound)
+        return Window(kinds, marks)
