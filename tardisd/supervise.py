@@ -9,20 +9,26 @@ import random
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVarTuple, Unpack
+from typing import TypeVar, TypeVarTuple, Unpack
 
+T = TypeVar("T")
 ArgsT = TypeVarTuple("ArgsT")
+
+
+async def outcome(action: Callable[[], Awaitable[T]]) -> tuple[T | None, Exception | None]:
+    """Run `action` and return (its result, None) or (None, the exception it raised)."""
+    try:
+        return await action(), None
+    except Exception as error:  # noqa: BLE001 - the place for it
+        return None, innermost(error)
 
 
 async def attempt(
     call: Callable[[Unpack[ArgsT]], Awaitable[object]], *args: *ArgsT
 ) -> Exception | None:
     """Await the call; return the exception it raised, out of its groups, or None."""
-    try:
-        await call(*args)
-    except Exception as error:  # noqa: BLE001 - the place for it
-        return innermost(error)
-    return None
+    _, error = await outcome(lambda: call(*args))
+    return error
 
 
 def innermost(error: BaseException) -> Exception:
