@@ -1,1 +1,1 @@
-"""Configuration: read, checked whole, with the place of every problem."""
+"""Configuration: find, read, check and show it; starts nothing and touches no network."""

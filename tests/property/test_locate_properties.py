@@ -12,16 +12,17 @@ from tardisd.config.locate import locate
 KEYS = st.sampled_from(
     ["a", "b", "c-1", "2024", "x_y", "a.b", "", "é", 'q"q', "sp ace", "#no", "[t]", "=", "back\\s"]
 )
-TEXTS = st.text(
-    st.sampled_from(list("ab\"'\\#[]{}=,.\n\r\té ")), max_size=12
-)  # every character that means something elsewhere
+TEXTS = st.one_of(
+    st.text(st.sampled_from(list("ab\"'\\#[]{}=,.\n\r\té ")), max_size=12),
+    st.sampled_from(['"', 'a"', 'a""', '"""', "'", "b'", "b''", "\\", '\\"', "a\n'\n[b]\nc = 1"]),
+)  # every character that means something elsewhere, and strings that end in quotes
 SCALARS = st.one_of(
+    TEXTS,
     st.integers(-(2**60), 2**60),
     st.booleans(),
     st.floats(allow_nan=False),
     st.datetimes(),
     st.dates(),
-    TEXTS,
 )
 TREES = st.recursive(
     SCALARS,
