@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-LogFormat = Literal["text", "json"]
+LogFormat = Literal["auto", "text", "json", "systemd"]
 
 _PRIORITIES = {
     logging.CRITICAL: "<2>",
@@ -47,9 +47,9 @@ class Log:
 
 
 class _Formatter(logging.Formatter):
-    def __init__(self, form: LogFormat, journal: bool) -> None:
+    def __init__(self, form: LogFormat) -> None:
         super().__init__()
-        self._form, self._journal = form, journal
+        self._form = form
 
     def format(self, record: logging.LogRecord) -> str:
         facts: Mapping[str, object] = getattr(record, "facts", {})
@@ -62,7 +62,7 @@ class _Formatter(logging.Formatter):
                 {**line, "logger": record.name, "event": event, **facts}, enc_hook=str
             ).decode()
         text = " ".join([event, *(f"{key}={_quoted(value)}" for key, value in facts.items())])
-        if self._journal:
+        if self._form == "systemd":
             return _PRIORITIES.get(record.levelno, "<6>") + text.replace("\n", "\\n")
         return f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():7} {text}"
 
@@ -72,10 +72,12 @@ def _quoted(value: object) -> str:
     return f'"{text}"' if " " in text or not text else text
 
 
-def set_up(level: str = "info", form: LogFormat = "text") -> None:
+def set_up(level: str = "info", form: LogFormat = "auto") -> None:
     """Send the process's logs to stderr: priorities for the journal, times for a terminal."""
+    if form == "auto":
+        form = "systemd" if "JOURNAL_STREAM" in os.environ else "text"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(form, "JOURNAL_STREAM" in os.environ))
+    handler.setFormatter(_Formatter(form))
     root = logging.getLogger("tardisd")
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -104,6 +104,7 @@ class Follower:
             if self._evicted is not None:
                 raise Evicted(self._evicted)
             if self._ended:
+                self._leave(self)
                 raise trio.EndOfChannel
             self._arrived = trio.Event()
             await self._arrived.wait()

@@ -20,8 +20,9 @@ from tardisd.plugins.sessions import SessionRequest
 from tardisd.plugins.sink import Sink
 from tardisd.plugins.storage import Storage
 from tardisd.replay.delivery import Delivery
-from tardisd.replay.session import ReplaySession, Tuning, check_speed
+from tardisd.replay.session import ReplaySession, check_speed
 from tardisd.replay.source import has_rows, material
+from tardisd.replay.timeline import Tuning
 from tardisd.state import SessionRecord, State
 from tardisd.wall import wall_ns
 
@@ -63,6 +64,10 @@ class SessionManager:
         self._sessions: dict[str, ReplaySession] = {}
         self._reserved: set[str] = set()
         self._nursery: trio.Nursery | None = None
+        self._closing = False
+        self._living = 0
+        self._one_died = trio.Event()
+        self.past_ticks = 0
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -74,9 +79,25 @@ class SessionManager:
                 yield
             finally:
                 self._nursery = None
-                for session in self._sessions.values():
-                    session.finish("stopped", "the daemon is shutting down")
-                nursery.cancel_scope.deadline = trio.current_time() + self._limits.drain_secs
+                self._finish_all()
+                nursery.cancel_scope.cancel()
+
+    async def end_all(self) -> None:
+        """End all sessions and take no more; return when followers and sinks have it all.
+
+        That takes at most `drain_secs`: who has not read everything by then will not.
+        """
+        self._closing = True
+        self._finish_all()
+        with trio.move_on_after(self._limits.drain_secs):
+            for session in list(self._sessions.values()):
+                await session.drained()
+            while self._living:
+                await self._one_died.wait()
+
+    def _finish_all(self) -> None:
+        for session in self._sessions.values():
+            session.finish("stopped", "the daemon is shutting down")
 
     async def create(self, request: SessionRequest) -> ReplaySession:
         """Create a session that waits for `begin`.
@@ -132,6 +153,7 @@ class SessionManager:
     ) -> None:
         """Run a session and its sinks, write down how it ended, and forget it after a while."""
         log.info("session created", session=session.session_id, origin=session.request.origin)
+        self._living += 1
         async with trio.open_nursery() as nursery:
             for delivery in deliveries:
                 nursery.start_soon(delivery.run)
@@ -143,6 +165,9 @@ class SessionManager:
             self._state.put(
                 SessionRecord(session.session_id, request, created_at, status, wall_ns(), end)
             )
+        self._living -= 1
+        self._one_died.set()
+        self._one_died = trio.Event()
         if self._nursery is not None:
             self._nursery.start_soon(self._forget_later, session.session_id, self._limits.kept_secs)
 
@@ -153,7 +178,7 @@ class SessionManager:
             self._forget(session_id)
 
     def _forget(self, session_id: str) -> None:
-        self._sessions.pop(session_id, None)
+        self.past_ticks += self._sessions.pop(session_id).ticks
         self._state.forget(session_id)
 
     def _restore(self) -> None:
@@ -183,7 +208,7 @@ class SessionManager:
             self._running_nursery().start_soon(self._forget_later, record.session_id, left)
 
     def _running_nursery(self) -> trio.Nursery:
-        if self._nursery is None:
+        if self._nursery is None or self._closing:
             raise RequestError("wrong_state", "the daemon is shutting down")
         return self._nursery
 

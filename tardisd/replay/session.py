@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -21,26 +20,15 @@ from tardisd.market.time import MILLISECOND, format_time
 from tardisd.plugins.sessions import Notice, SessionRequest, Speed, Subscription, WhenFull
 from tardisd.plugins.storage import Storage
 from tardisd.replay.block import Prepared, make_encoders
-from tardisd.replay.clock import ReplayClock
 from tardisd.replay.digest import new_digest
-from tardisd.replay.fanout import Follower, QueueLimits
+from tardisd.replay.fanout import Follower
 from tardisd.replay.merge import Mark
 from tardisd.replay.source import Material, Source
-from tardisd.replay.telemetry import Pace
+from tardisd.replay.timeline import Timeline, Tuning
 from tardisd.wall import wall_ms
 from tardisd.wire.encode import Frame
 
 ENDED = frozenset({"finished", "stopped", "failed"})
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """How a session paces and queues. A slice is what goes out in one step, at most."""
-
-    slice_ticks: int = 2048
-    coalesce_secs: float = 0.001
-    max_lag_secs: float = 0.25
-    limits: QueueLimits = field(default_factory=QueueLimits)
 
 
 class ReplaySession:
@@ -64,18 +52,16 @@ class ReplaySession:
         self._materials = materials
         self._storage = storage
         self._tuning = tuning
-        self._clock = ReplayClock(request.start, request.speed)
-        self._pace = Pace()
+        self._time = Timeline(request.start, request.speed, tuning)
         self._followers: list[Follower] = []
+        self._draining: list[Follower] = []
         self._demand: frozenset[str] = frozenset()
         self._scope = trio.CancelScope()
         self._verbs = 0
         self._begun = trio.Event()
-        self._changed = trio.Event()
         self._seq = 0
         self._ticks = 0
         self._at: tuple[Prepared, int] | None = None
-        self._horizon = request.start
         self._gap_until = {material.series: request.start for material in materials}
         frame = Frame("tick", session_id, self.epoch, request.release == "open-lookahead")
         self._source = Source(
@@ -102,13 +88,18 @@ class ReplaySession:
     # ---- what it is
 
     @property
+    def ticks(self) -> int:
+        """How many ticks were released in this epoch."""
+        return self._ticks
+
+    @property
     def has_ended(self) -> bool:
         """Whether the session is finished, stopped or failed."""
         return self.status_name in ENDED
 
     def market(self) -> int:
         """Return the session's market time (ns): never beyond a tick not yet handed out."""
-        return min(self._clock.market(trio.current_time()), self._horizon)
+        return self._time.market()
 
     def status(self) -> dict[str, Any]:
         """Return the fields of protocol §1 `status`."""
@@ -120,13 +111,13 @@ class ReplaySession:
             "start_time": request.start // MILLISECOND,
             "end_time": request.end // MILLISECOND,
             "clock": self.market() // MILLISECOND,
-            "speed": self._clock.speed,
-            "achieved_speed": self._pace.speed(),
+            "speed": self._time.speed,
+            "achieved_speed": self._time.achieved_speed,
             "seq": self._seq,
             "epoch": self.epoch,
             "ticks": self._ticks,
             "subscribers": len(self._followers),
-            "lag_ms": self._lag_ms(),
+            "lag_ms": self._time.lag_ms(),
             "waiting_for": [f.name for f in self._followers if not f.has_room],
             "origin": request.origin,
         }
@@ -139,17 +130,10 @@ class ReplaySession:
             "series": [series.text for series in request.series],
             "start_time": request.start // MILLISECOND,
             "end_time": request.end // MILLISECOND,
-            "speed": self._clock.speed,
+            "speed": self._time.speed,
             "epoch": self.epoch,
         }
         return Notice("session_created", fields)
-
-    def _lag_ms(self) -> float:
-        speed = self._clock.speed
-        if speed == "max" or not self._clock.running:
-            return 0.0
-        behind = self._clock.market(trio.current_time()) - self._horizon
-        return max(0.0, round(behind / speed / MILLISECOND, 3))
 
     # ---- verbs
 
@@ -158,15 +142,14 @@ class ReplaySession:
         if self._begun.is_set():
             return
         if self.status_name == "active":
-            self._clock.run(trio.current_time())
-        self._pace.restart(trio.current_time(), self.request.start)
+            self._time.run()
         self._begun.set()
 
     def pause(self, by: Subscription | None = None, request_id: Any = None) -> Notice:
         """Stop the clock; a paused session stays as it is."""
         self._refuse_if_ended("pause")
         if self.status_name == "active":
-            self._clock.halt(self.market())
+            self._time.halt()
             self.status_name = "paused"
         return self._tell("paused", by, request_id)
 
@@ -176,8 +159,7 @@ class ReplaySession:
         if self.status_name == "paused":
             self.status_name = "active"
             if self._begun.is_set():
-                self._clock.run(trio.current_time())
-                self._pace.restart(trio.current_time(), self._clock.market(trio.current_time()))
+                self._time.run()
         return self._tell("resumed", by, request_id)
 
     def change_speed(
@@ -186,9 +168,7 @@ class ReplaySession:
         """Set market seconds per wall second from now on."""
         self._refuse_if_ended("change the speed of")
         check_speed(speed)
-        now, market = trio.current_time(), self.market()
-        self._clock.change_speed(speed, market, now)
-        self._pace.restart(now, market)
+        self._time.change_speed(speed)
         return self._tell("speed_changed", by, request_id, speed=speed)
 
     def stop(self, by: Subscription | None = None, request_id: Any = None) -> Notice:
@@ -202,7 +182,9 @@ class ReplaySession:
 
     def subscribe(self, when_full: WhenFull, forms: Sequence[str] = (), name: str = "") -> Follower:
         """Follow from the next tick on; `forms` are the encodings that will be asked for."""
-        follower = Follower(when_full, forms, self._tuning.limits, self._wake, self._leave, name)
+        follower = Follower(
+            when_full, forms, self._tuning.limits, self._time.poke, self._leave, name
+        )
         follower.last_seq = self._seq
         if self.end_notice is not None:
             follower.notify(self.end_notice, last=True)
@@ -215,7 +197,9 @@ class ReplaySession:
         if follower in self._followers:
             self._followers.remove(follower)
             self._count_forms()
-            self._wake()
+        elif follower in self._draining:
+            self._draining.remove(follower)
+        self._time.poke()
 
     def _count_forms(self) -> None:
         self._demand = frozenset(form for f in self._followers for form in f.forms)
@@ -229,7 +213,7 @@ class ReplaySession:
             asked = isinstance(by, Follower) and follower is by
             follower.notify(notice.answering(request_id) if asked else notice)
         self._verbs += 1
-        self._wake()
+        self._time.poke()
         return notice.answering(request_id)
 
     def _refuse_if_ended(self, verb: str) -> None:
@@ -249,7 +233,7 @@ class ReplaySession:
                 async with self._source.open() as items:
                     await self._release_all(items)
                 await self._until(self.request.end)
-                self._reached(self.request.end)
+                self._time.reached(self.request.end)
                 await self._finish_checked()
             except* TardisError as group:
                 self.finish("failed", _first(group).message)
@@ -261,22 +245,16 @@ class ReplaySession:
                 self._mark(item)
             else:
                 await self._release(item)
-            self._horizon = max(self._horizon, self._last_release(item))
-
-    @staticmethod
-    def _last_release(item: Prepared | Mark) -> int:
-        return item.ts_release if isinstance(item, Mark) else int(item.release[-1])
 
     async def _release(self, block: Prepared) -> None:
         """Hand out a block, slice by slice, as its ticks come due."""
         release, row = block.release, 0
         while row < len(block):
             await self._until(int(release[row]))
-            if self._clock.unpaced:
+            if self._time.unpaced:
                 upto = len(block)
             else:
-                now = self._clock.market(trio.current_time())
-                upto = max(row + 1, int(release.searchsorted(now, "right")))
+                upto = max(row + 1, int(release.searchsorted(self._time.due(), "right")))
             upto = min(upto, row + self._tuning.slice_ticks)
             if not await self._make_room():
                 continue  # paused or otherwise changed while waiting: look again
@@ -286,56 +264,15 @@ class ReplaySession:
             self._ticks += len(slice_)
             self._at = (block, upto)
             row = upto
-            self._reached(slice_.last_release)
+            self._time.reached(slice_.last_release)
             for follower in list(self._followers):
                 follower.push(slice_)
-            if self._clock.unpaced:
+            if self._time.unpaced:
                 await trio.lowlevel.checkpoint()
 
-    def _reached(self, market: int) -> None:
-        self._horizon = max(self._horizon, market)
-        if self._clock.unpaced:
-            self._clock.advance(market)
-        self._pace.sample(trio.current_time(), market)
-
     async def _until(self, due: int) -> None:
-        """Wait until the clock runs and has reached `due` (ns); keep the clock from running ahead.
-
-        Wake-ups are at least `coalesce_secs` apart, so that all that is due soon goes out together.
-        """
-        self._horizon = max(self._horizon, due)
-        earliest = trio.current_time() + self._tuning.coalesce_secs
-        while True:
-            changed = self._changed
-            now = trio.current_time()
-            if self.status_name == "active":
-                if self._clock.unpaced:
-                    return
-                market = self._clock.market(now)
-                if market >= due:
-                    self._slow_down(due, market, now)
-                    return
-                if self.request.on_gap == "skip" and self._skip_gap(due, market, now):
-                    continue
-                deadline = max(self._clock.wall(due), earliest)
-            else:
-                deadline = math.inf
-            with trio.move_on_at(deadline):
-                await changed.wait()
-
-    def _slow_down(self, due: int, market: int, now: float) -> None:
-        """Set the clock back to `due` when it has run further ahead than jitter explains."""
-        speed = self._clock.speed
-        if speed != "max" and market - due > self._tuning.max_lag_secs * speed * 1e9:
-            self._clock.anchor(due, now)
-
-    def _skip_gap(self, due: int, market: int, now: float) -> bool:
-        """Jump to the end of a gap that all series share; tell whether the clock moved."""
-        upto = min(due, *self._gap_until.values())
-        if upto <= market:
-            return False
-        self._clock.anchor(upto, now)
-        return True
+        skipping = self.request.on_gap == "skip"
+        await self._time.until(due, self._gap_until.values() if skipping else None)
 
     async def _make_room(self) -> bool:
         """Wait until every blocking follower has room; False when a verb came meanwhile."""
@@ -352,9 +289,7 @@ class ReplaySession:
             ]
             if not since:
                 continue
-            changed = self._changed
-            with trio.move_on_at(min(since) + self._tuning.limits.max_block_secs):
-                await changed.wait()
+            await self._time.changed(min(since) + self._tuning.limits.max_block_secs)
             if self._verbs != verbs:
                 return False
         return True
@@ -364,7 +299,7 @@ class ReplaySession:
         self._seq += 1
         span = mark.gap.span
         self._gap_until[mark.series] = max(self._gap_until[mark.series], span.end)
-        self._reached(mark.ts_release)
+        self._time.reached(mark.ts_release)
         fields = {
             "epoch": self.epoch,
             "seq": self._seq,
@@ -381,11 +316,12 @@ class ReplaySession:
                 f" {format_time(span.end)} ({mark.gap.cause}), and on_gap is 'fail'"
             )
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
     # ---- the end
+
+    async def drained(self) -> None:
+        """Return when every follower of an ended session has received all, `end` included."""
+        while self._draining:
+            await self._time.changed()
 
     async def _finish_checked(self) -> None:
         """Finish, and say so when the stored series changed while the session ran."""
@@ -398,7 +334,7 @@ class ReplaySession:
         """End the session for good; followers get `end` after what is queued. Idempotent."""
         if self.has_ended:
             return
-        self._clock.halt(self.market())
+        self._time.halt()
         self.status_name = reason
         digest = new_digest() if self._at is None else self._at[0].hash_upto(self._at[1])
         fields: dict[str, Any] = {
@@ -414,7 +350,7 @@ class ReplaySession:
         self.end_notice = Notice("end", fields)
         for follower in self._followers:
             follower.notify(self.end_notice, last=True)
-        self._followers.clear()
+        self._draining, self._followers = self._followers, []
         self._at = None
         self._begun.set()
         self.ended.set()
@@ -438,4 +374,4 @@ def _first(group: BaseExceptionGroup[TardisError]) -> TardisError:
     return error
 
 
-__all__ = ["ENDED", "ReplaySession", "Tuning", "check_speed"]
+__all__ = ["ENDED", "ReplaySession", "check_speed"]

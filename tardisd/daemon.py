@@ -1,0 +1,211 @@
+"""The composition root: from a checked config to running instances, and back to silence.
+
+    outer      signals, watchdog, control server (answers until the very end)
+    └ instances  one task per configured plugin
+      └ sessions   one nursery per session, with a task per sink
+
+Nothing is decided here but the order in which things start and stop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from tardisd import log as logs
+from tardisd.config.load import load_config
+from tardisd.config.model import Config
+from tardisd.control.server import serve_control
+from tardisd.control.services import InstanceState, Services
+from tardisd.errors import ConfigError, Problem, RequestError, TardisError
+from tardisd.instances import Instance, of_kind
+from tardisd.log import Log
+from tardisd.metrics import exposition
+from tardisd.plugins.base import Context
+from tardisd.plugins.sessions import SessionRequest
+from tardisd.replay.manager import SessionLimits, SessionManager
+from tardisd.state import State
+from tardisd.supervise import describe, innermost
+from tardisd.systemd import Notifier
+from tardisd.wall import wall_ns
+
+log = Log("tardisd.daemon")
+
+_START_ORDER = ("storage", "exchange", "analyzer", "sink")
+
+
+class Daemon:
+    """One daemon: made of a config, run once."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._notifier = Notifier.from_environ(os.environ)
+        self._stop = trio.Event()
+        self._instances: list[Instance] = []
+        self._started_at = wall_ns()
+
+    async def run(self) -> None:
+        """Start everything, serve until told to stop, and stop in order.
+
+        Raises TardisError when something cannot start.
+        """
+        data_dir = self._config.daemon.data_dir
+        try:
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise TardisError(
+                f"data_dir {data_dir} cannot be made: {error.strerror};"
+                " set another [daemon] data_dir"
+            ) from None
+        state = State(data_dir / "state.sqlite")
+        try:
+            async with trio.open_nursery() as outer:
+                outer.start_soon(self._watch_signals, outer.cancel_scope)
+                outer.start_soon(self._keep_alive)
+                await self._serve(outer, state)
+                outer.cancel_scope.cancel()
+        finally:
+            state.close()
+        log.info("stopped")
+
+    def _build(self, sessions: SessionManager) -> None:
+        for kind in _START_ORDER:
+            for name, one in self._config.instances[kind].items():
+                context = Context(name, self._config.daemon.data_dir, sessions)
+                self._instances.append(Instance(kind, name, one.cls(one.options, context)))
+
+    async def _serve(self, outer: trio.Nursery, state: State) -> None:
+        daemon = self._config.daemon
+        storages: dict[str, object] = {}
+        sinks: dict[str, object] = {}
+        sessions = SessionManager(
+            storages,  # type: ignore[arg-type]
+            self._config.default_storage,
+            sinks,  # type: ignore[arg-type]
+            state,
+            SessionLimits(
+                max_sessions=daemon.max_sessions,
+                kept_secs=daemon.kept_secs,
+                drain_secs=daemon.shutdown_secs / 2,
+            ),
+        )
+        self._build(sessions)
+        storages.update(of_kind(self._instances, "storage"))
+        sinks.update(of_kind(self._instances, "sink"))
+        await outer.start(serve_control, daemon.control_socket, self._services(sessions))
+        async with (
+            self._running("storage"),
+            self._running("exchange"),
+            sessions.run(),
+            self._running("analyzer"),
+            self._running("sink"),
+        ):
+            self._notifier.send(ready=1, status=self._summary())
+            log.info("ready", control_socket=daemon.control_socket, **self._counts())
+            await self._stop.wait()
+            self._notifier.send(stopping=1, status="stopping")
+            outer.cancel_scope.deadline = trio.current_time() + daemon.shutdown_secs
+            await sessions.end_all()
+
+    @asynccontextmanager
+    async def _running(self, kind: str) -> AsyncIterator[None]:
+        """Hold the instances of one kind; one that cannot start ends the daemon."""
+        mine = [one for one in self._instances if one.kind == kind]
+        async with trio.open_nursery() as nursery:
+            for one in mine:
+                await nursery.start(one.hold)
+                log.info("instance running", kind=kind, name=one.name, plugin=one.plugin.name)
+            yield
+            for one in mine:
+                one.stop()
+
+    def _services(self, sessions: SessionManager) -> Services:
+        config = self._config
+        return Services(
+            sessions=sessions,
+            storages=of_kind(self._instances, "storage"),
+            exchanges=of_kind(self._instances, "exchange"),
+            registry=config.registry,
+            instances=lambda: [
+                InstanceState(one.kind, one.name, one.plugin.name, one.state, one.message)
+                for one in self._instances
+            ],
+            config_show=config.shown,
+            config_check=lambda: _problems(config.path),
+            preset=partial(self._preset, sessions),
+            request_stop=self._stop.set,
+            default_storage=config.default_storage,
+            spool_dir=config.daemon.data_dir,
+            started_at=self._started_at,
+            metrics=lambda: exposition(
+                [session.status() for session in sessions.list()], sessions.past_ticks
+            ),
+        )
+
+    def _preset(self, sessions: SessionManager, name: str) -> SessionRequest:
+        """Return the request of a preset; its session gets the preset's name when that is free."""
+        presets = self._config.sessions
+        if name not in presets:
+            known = ", ".join(sorted(presets)) or "none"
+            raise RequestError("bad_request", f"there is no preset {name!r}; configured: {known}")
+        try:
+            request = presets[name].request(wall_ns())
+        except ValueError as error:
+            raise RequestError("bad_request", str(error)) from None
+        taken = {session.session_id for session in sessions.list()}
+        return request if name in taken else replace(request, session_id=name)
+
+    async def _watch_signals(self, scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("stopping", signal=signal.Signals(number).name)
+                if self._stop.is_set():  # the second time: at once
+                    scope.cancel()
+                self._stop.set()
+
+    async def _keep_alive(self) -> None:
+        interval = self._notifier.watchdog_interval()
+        while interval is not None:
+            self._notifier.send(watchdog=1)
+            await trio.sleep(interval)
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            f"{kind}s": count
+            for kind in _START_ORDER
+            if (count := sum(one.kind == kind for one in self._instances))
+        }
+
+    def _summary(self) -> str:
+        counts = self._counts().items()
+        return "ready: " + (
+            ", ".join(f"{count} {kind}" for kind, count in counts) or "no instances"
+        )
+
+
+def _problems(path: Path | None) -> list[Problem]:
+    try:
+        load_config(path, os.environ)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def run(config: Config) -> int:
+    """Run a daemon until it is told to stop; return the exit code, having logged why not 0."""
+    logs.set_up(config.daemon.log_level, config.daemon.log_format)
+    daemon = Daemon(config)
+    code = 0
+    try:
+        trio.run(daemon.run)
+    except* TardisError as group:
+        log.error("cannot run", error=describe(innermost(group)))
+        code = 1
+    return code
