@@ -13,7 +13,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tardisd.control.protocol import INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError
+from tardisd.control.protocol import (
+    INVALID_PARAMS,
+    MAX_DESCRIPTORS,
+    METHOD_NOT_FOUND,
+    ProtocolError,
+)
 
 Time = int | str
 Speed = float | Literal["max"]
@@ -115,7 +120,7 @@ class Import(InStorage, frozen=True, forbid_unknown_fields=True, kw_only=True):
     exchange: str
     symbol: str
     data_type: str
-    files: Annotated[list[str], msgspec.Meta(min_length=1, max_length=64)]
+    files: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_DESCRIPTORS)]
     covers: tuple[Time, Time] | None = None
 
 

@@ -1,0 +1,171 @@
+"""`tardisctl`: ask and steer a running daemon over its control socket; works on no data itself."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import click
+
+from tardisd import __version__
+from tardisd.cli import render
+from tardisd.cli.ctl_common import (
+    Control,
+    ControlGroup,
+    as_length,
+    draw_facts,
+    pass_control,
+    refusals,
+)
+from tardisd.cli.ctl_data import backfill, data
+from tardisd.cli.ctl_series import series
+from tardisd.cli.ctl_session import session
+
+STOP_TIMEOUT_SECS = 60.0
+
+
+class Program(ControlGroup):
+    """The whole command; calling it runs it with our exit codes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run with the process's arguments."""
+        render.run_command(self)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--socket", metavar="PATH", help="Control socket of the daemon.")
+@click.option(
+    "-c",
+    "--config",
+    metavar="FILE",
+    type=click.Path(),
+    help="Configuration of the daemon, to find its socket.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON value.")
+@click.version_option(__version__, prog_name="tardisctl", message="%(prog)s %(version)s")
+@click.pass_context
+def main(context: click.Context, socket: str | None, config: str | None, as_json: bool) -> None:
+    """Ask and steer a running tardisd."""
+    context.obj = Control(socket, config, as_json)
+
+
+main.add_command(series)
+main.add_command(session)
+main.add_command(data)
+main.add_command(backfill)
+
+
+@main.command()
+@pass_control
+def status(control: Control) -> None:
+    """Tell what runs, and for how long."""
+    control.show(control.call("daemon.status"), _draw_status)
+
+
+def _draw_status(result: Any) -> None:
+    uptime = as_length(result["uptime_secs"] * 1000)
+    sessions = ", ".join(f"{count} {name}" for name, count in result["sessions"].items())
+    facts = {
+        "version": result["version"],
+        "process": result["pid"],
+        "started": f"{result['started']} ({uptime} ago)",
+        "sessions": sessions or "none",
+        "storage": result["default_storage"],
+    }
+    draw_facts(facts)
+    click.echo()
+    _draw_instances(result["instances"])
+
+
+def _draw_instances(instances: list[dict[str, Any]]) -> None:
+    names = ("kind", "name", "plugin", "state", "message")
+    render.table(names, [[instance[name] for name in names] for instance in instances])
+
+
+@main.command()
+@click.option("--no-wait", is_flag=True, help="Do not wait until the daemon has stopped.")
+@pass_control
+def stop(control: Control, no_wait: bool) -> None:
+    """Stop the daemon in order."""
+    with control.connect() as client, refusals():
+        result = client.call("daemon.stop")
+        if not no_wait and not client.wait_until_gone(STOP_TIMEOUT_SECS):
+            render.fail(
+                f"the daemon is still stopping after {STOP_TIMEOUT_SECS:g} s",
+                hint="tardisctl status, or look at the daemon's log",
+            )
+    told = "stopping" if no_wait else "stopped"
+    control.show(result, lambda _: click.echo(told))
+
+
+@main.group()
+def plugin() -> None:
+    """Plugins the daemon has found."""
+
+
+@plugin.command("list")
+@pass_control
+def plugin_list(control: Control) -> None:
+    """List plugins, those that failed to load included."""
+    names = ("name", "kind", "state", "version", "origin", "reason")
+    control.show(
+        control.call("plugin.list"),
+        lambda found: render.table(names, [[item[name] for name in names] for item in found]),
+    )
+
+
+@main.group()
+def config() -> None:
+    """The daemon's configuration."""
+
+
+@config.command("show")
+@pass_control
+def config_show(control: Control) -> None:
+    """Print the running configuration, secrets masked."""
+    control.show(control.call("config.show"), _draw_config)
+
+
+def _draw_config(result: Any) -> None:
+    import tomli_w
+
+    click.echo(tomli_w.dumps(_without_nulls(result)), nl=False)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return the value without what TOML cannot say."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value if item is not None]
+    return value
+
+
+@config.command("check")
+@pass_control
+def config_check(control: Control) -> None:
+    """Check the daemon's configuration files as they are now."""
+    result = control.call("config.check")
+    control.show(result, _draw_check)
+    for problem in result["problems"]:
+        render.warn("{file}:{line}: {key}: {text}".format_map(problem))
+    if not result["valid"]:
+        raise SystemExit(render.BAD_CONFIG)
+
+
+def _draw_check(result: Any) -> None:
+    if result["valid"]:
+        click.echo("the configuration is valid")
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the code that completes commands in a shell.
+
+    For bash: eval "$(tardisctl completion bash)"
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(main, {}, "tardisctl", "_TARDISCTL_COMPLETE").source())

@@ -1,0 +1,216 @@
+"""`tardisctl session …`: create, steer and follow replays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from tardisd.cli import render
+from tardisd.cli.ctl_common import (
+    SERIES,
+    SESSION,
+    SPEED,
+    TIME,
+    Control,
+    ControlGroup,
+    as_time,
+    draw_facts,
+    pass_control,
+    refusals,
+)
+from tardisd.cli.ctl_series import given, storage_option
+
+_KNOWN = ("session_id", "type")
+_TIMES = ("start_time", "end_time", "clock", "from", "to")
+
+
+@click.group(cls=ControlGroup)
+def session() -> None:
+    """Replays."""
+
+
+@session.command("list")
+@pass_control
+def session_list(control: Control) -> None:
+    """List sessions, ended ones that are kept included."""
+
+    def draw(found: Any) -> None:
+        columns = ("session", "status", "series", "clock", "speed", "seq", "subscribers", "lag")
+        rows = [
+            (
+                item["session_id"],
+                item["status"],
+                ", ".join(item["series"]),
+                as_time(item.get("clock")),
+                _speed(item),
+                item.get("seq"),
+                item.get("subscribers"),
+                _lag(item),
+            )
+            for item in found
+        ]
+        render.table(columns, rows)
+
+    control.show(control.call("session.list"), draw)
+
+
+def _speed(item: Mapping[str, Any]) -> str:
+    asked, achieved = item.get("speed"), item.get("achieved_speed")
+    text = f"{asked:g}" if isinstance(asked, int | float) else str(asked)
+    return f"{text} ({achieved:.3g})" if isinstance(achieved, int | float) else text
+
+
+def _lag(item: Mapping[str, Any]) -> str:
+    lag = item.get("lag_ms")
+    return "-" if lag is None else f"{lag:.0f} ms"
+
+
+@session.command("show")
+@click.argument("session_id", metavar="ID", type=SESSION)
+@pass_control
+def session_show(control: Control, session_id: str) -> None:
+    """Print one session's state."""
+    control.show(control.call("session.show", {"session_id": session_id}), _draw_session)
+
+
+def _draw_session(result: Mapping[str, Any]) -> None:
+    draw_facts({name: _readable(name, value) for name, value in result.items()})
+
+
+def _readable(name: str, value: Any) -> Any:
+    return as_time(value) if name in _TIMES and isinstance(value, int) else value
+
+
+@session.command("create")
+@click.option("--series", "names", type=SERIES, multiple=True, required=True, help="Repeatable.")
+@click.option("--from", "start", type=TIME, required=True, help="Begin here.")
+@click.option("--to", "end", type=TIME, required=True, help="End before this.")
+@click.option("--speed", type=SPEED, default="100", help="Market seconds per second, or max.")
+@click.option("--paused", is_flag=True, help="Do not start the clock yet.")
+@click.option("--id", "session_id", help="The session's id; else one is made.")
+@click.option(
+    "--on-gap", type=click.Choice(["mark", "skip", "fail"]), help="What to do without data."
+)
+@click.option("--sink", "sinks", multiple=True, help="Sink instance to write to; repeatable.")
+@storage_option
+@pass_control
+def session_create(
+    control: Control,
+    names: tuple[str, ...],
+    start: str,
+    end: str,
+    speed: float | str,
+    paused: bool,
+    session_id: str | None,
+    on_gap: str | None,
+    sinks: tuple[str, ...],
+    storage: str | None,
+) -> None:
+    """Create a session and start its clock."""
+    params = given(
+        series=list(names),
+        start_time=start,
+        end_time=end,
+        speed=speed,
+        start_paused=paused,
+        session_id=session_id,
+        on_gap=on_gap,
+        sinks=list(sinks),
+        storage=storage,
+    )
+    control.show(control.call("session.create", params), _draw_created)
+
+
+@session.command("start")
+@click.argument("preset")
+@click.option("--id", "session_id", help="The session's id; else one is made.")
+@pass_control
+def session_start(control: Control, preset: str, session_id: str | None) -> None:
+    """Start a session as the [sessions.PRESET] section says."""
+    params = given(preset=preset, session_id=session_id)
+    control.show(control.call("session.start", params), _draw_created)
+
+
+def _draw_created(result: Mapping[str, Any]) -> None:
+    click.echo(f"{result['session_id']} {result.get('status', 'created')}")
+
+
+def _verb(name: str, doc: str) -> None:
+    """Add a command that takes a session's id and nothing else."""
+
+    @session.command(name, help=doc)
+    @click.argument("session_id", metavar="ID", type=SESSION)
+    @pass_control
+    def verb(control: Control, session_id: str) -> None:
+        result = control.call(f"session.{name}", {"session_id": session_id})
+        control.show(result, _draw_told)
+
+
+def _draw_told(result: Mapping[str, Any]) -> None:
+    at = f" at {as_time(result['clock'])}" if result.get("clock") is not None else ""
+    click.echo(f"{result['session_id']} {result['type'].replace('_', ' ')}{at}")
+
+
+_verb("pause", "Stop a session's clock.")
+_verb("resume", "Let a session's clock run on.")
+_verb("stop", "End a session.")
+_verb("remove", "Forget an ended session.")
+
+
+@session.command("speed")
+@click.argument("session_id", metavar="ID", type=SESSION)
+@click.argument("speed", type=SPEED)
+@pass_control
+def session_speed(control: Control, session_id: str, speed: float | str) -> None:
+    """Change a session's speed, in market seconds per second, or max."""
+    params = {"session_id": session_id, "speed": speed}
+    control.show(control.call("session.speed", params), _draw_told)
+
+
+@session.command("watch")
+@click.argument("session_id", metavar="ID", type=SESSION)
+@pass_control
+def session_watch(control: Control, session_id: str) -> None:
+    """Print a session's ticks and what happens to it, as lines, until it ends.
+
+    A fast session shows a part of its ticks; it is never slowed down.
+    """
+    draw: Callable[[str, Mapping[str, Any]], None] = _draw_news
+    if control.as_json:
+        draw = _draw_nothing
+    with control.connect() as client, refusals():
+        result = client.call("session.watch", {"session_id": session_id}, (), draw)
+    if control.as_json:
+        render.print_json(result)
+
+
+def _draw_nothing(method: str, params: Mapping[str, Any]) -> None:
+    """Leave stdout to the result alone."""
+
+
+def _draw_news(method: str, params: Mapping[str, Any]) -> None:
+    if method == "session.ticks":
+        if params["skipped"]:
+            click.echo(f"… {params['skipped']:,} ticks not shown")
+        click.echo("\n".join(_tick_line(tick) for tick in params["data"]))
+    elif method == "session.notice":
+        facts = [
+            f"{name}={_readable(name, value)}"
+            for name, value in params.items()
+            if name not in _KNOWN
+        ]
+        click.echo(" ".join([f"-- {params['type']}", *facts]))
+
+
+def _tick_line(tick: Mapping[str, Any]) -> str:
+    name = f"{tick['exchange']}:{tick['symbol']}@{tick['channel']}"
+    if "close" in tick:
+        names = ("open", "high", "low", "close", "volume")
+        values = " ".join(f"{field}={tick[field]}" for field in names if field in tick)
+        return f"{as_time(tick['close_time'])} {name} {values}"
+    values = " ".join(
+        f"{field}={tick[field]}" for field in ("side", "price", "amount", "id") if field in tick
+    )
+    return f"{tick['datetime']} {name} {values}"

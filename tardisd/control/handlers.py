@@ -1,0 +1,52 @@
+"""Which function answers which control method; does no work itself."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from tardisd.control.call import Call
+from tardisd.control.handlers_daemon import DaemonMethods
+from tardisd.control.handlers_data import DataMethods
+from tardisd.control.handlers_series import SeriesMethods
+from tardisd.control.handlers_session import SessionMethods
+from tardisd.control.services import Services
+
+Handler = Callable[[Any, Call], Awaitable[Any]]
+
+
+def handlers_for(services: Services) -> Mapping[str, Handler]:
+    """Return the function that answers each method of `tardisd.control.methods`."""
+    daemon = DaemonMethods(services)
+    series = SeriesMethods(services)
+    session = SessionMethods(services)
+    data = DataMethods(services)
+    return {
+        "daemon.hello": daemon.hello,
+        "daemon.status": daemon.status,
+        "daemon.stop": daemon.stop,
+        "daemon.metrics": daemon.metrics,
+        "config.show": daemon.config_show,
+        "config.check": daemon.config_check,
+        "plugin.list": daemon.plugin_list,
+        "plugin.show": daemon.plugin_show,
+        "instance.list": daemon.instance_list,
+        "instance.show": daemon.instance_show,
+        "series.list": series.list,
+        "series.coverage": series.coverage,
+        "series.gaps": series.gaps,
+        "series.delete": series.delete,
+        "session.list": session.list,
+        "session.show": session.show,
+        "session.create": session.create,
+        "session.start": session.start,
+        "session.pause": session.pause,
+        "session.resume": session.resume,
+        "session.speed": session.speed,
+        "session.stop": session.stop,
+        "session.remove": session.remove,
+        "session.watch": session.watch,
+        "data.import": data.import_files,
+        "data.export": data.export,
+        "backfill.run": data.backfill,
+    }

@@ -1,0 +1,117 @@
+"""The control methods that move data: imports, exports and backfills.
+
+Files come as descriptors, which belong to the call and end with it; paths never cross the socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from tardisd.control.call import Call
+from tardisd.control.methods import Backfill, Export, Import
+from tardisd.control.services import Services
+from tardisd.control.values import instant_json, series_of, span_of
+from tardisd.errors import RequestError
+from tardisd.market.series import Series
+from tardisd.plugins.exchange import Exchange
+from tardisd.transfer.importing import ImportResult, import_files
+
+
+class DataMethods:
+    """`data.*` and `backfill.*`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def import_files(self, params: Import, call: Call) -> dict[str, Any]:
+        """Import venue dumps and plain files."""
+        try:
+            series = Series.of(params.exchange, params.symbol, params.data_type)
+        except ValueError as error:
+            raise RequestError("bad_request", str(error)) from None
+        storage = self._services.storage(params.storage)
+        covers = span_of(*params.covers, "covers", "covers") if params.covers else None
+        if len(call.files) != len(params.files):
+            text = f"files: {len(params.files)} are named, {len(call.files)} came along"
+            raise RequestError("bad_request", text)
+        with ExitStack() as opened:
+            files = [opened.enter_context(open(it, "rb", closefd=False)) for it in call.files]
+            async with call.reporting() as progress:
+                result = await import_files(
+                    list(zip(params.files, files, strict=True)),
+                    series,
+                    storage,
+                    self._services.config.registry.formats(),
+                    covers=covers,
+                    spool_dir=self._services.spool_dir,
+                    progress=progress,
+                )
+        return _import_json(series, result)
+
+    async def export(self, params: Export, call: Call) -> dict[str, Any]:
+        """Write a series to a file."""
+        series = series_of(params.series)
+        span = span_of(params.start, params.end)
+        storage = self._services.storage(params.storage)
+        if len(call.files) != 1:
+            text = f"files: one to write to must come along, not {len(call.files)}"
+            raise RequestError("bad_request", text)
+        with open(next(iter(call.files)), "wb", closefd=False) as out:
+            async with call.reporting() as progress:
+                rows = await export_series(series, span, storage, out, params.form, progress)
+        return {"series": series.text, "rows": rows, "format": params.form}
+
+    async def backfill(self, params: Backfill, call: Call) -> dict[str, Any]:
+        """Fetch what is missing of series, one after another."""
+        span = span_of(params.start, params.end)
+        wanted = [series_of(text) for text in params.series]
+        exchanges = [self._exchange(series, params.exchange) for series in wanted]
+        storage = self._services.storage(params.storage)
+        results = []
+        async with call.reporting() as progress:
+            for series, exchange in zip(wanted, exchanges, strict=True):
+                with self._only_fetcher(self._services.storage_name(params.storage), series):
+                    result = await run_backfill(series, span, exchange, storage, progress)
+                results.append({"series": series.text, **asdict(result)})
+        return {"results": results}
+
+    def _exchange(self, series: Series, name: str | None) -> Exchange[Any]:
+        """Return the instance to fetch from: the one named, or the only one of that venue."""
+        found = {
+            key: exchange
+            for key, exchange in self._services.exchanges.items()
+            if exchange.name == series.exchange and name in (None, key)
+        }
+        if len(found) == 1:
+            return next(iter(found.values()))
+        if found:
+            text = f"exchange: several instances are of {series.exchange} ({', '.join(found)})"
+        elif name is not None:
+            text = f"exchange: no instance of {series.exchange} is named {name!r}"
+        else:
+            text = f"series: no exchange instance of {series.exchange} is configured"
+        known = ", ".join(sorted(self._services.exchanges)) or "none"
+        raise RequestError("bad_request", f"{text}; configured: {known}")
+
+    @contextmanager
+    def _only_fetcher(self, storage: str, series: Series) -> Iterator[None]:
+        key = (storage, series.text)
+        if key in self._services.fetching:
+            text = f"{series} is being fetched already; wait until that is done"
+            raise RequestError("wrong_state", text)
+        self._services.fetching.add(key)
+        try:
+            yield
+        finally:
+            self._services.fetching.discard(key)
+
+
+def _import_json(series: Series, result: ImportResult) -> dict[str, Any]:
+    files = [
+        {**asdict(file), "first": instant_json(file.first), "last": instant_json(file.last)}
+        for file in result.files
+    ]
+    return {"series": series.text, **asdict(result), "files": files}

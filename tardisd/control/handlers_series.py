@@ -1,0 +1,78 @@
+"""The control methods about what is stored, and what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tardisd.backfill.ledger import find_gaps
+from tardisd.control.call import Call
+from tardisd.control.methods import Deletion, GapsOf, InStorage, SeriesPart
+from tardisd.control.services import Services
+from tardisd.control.values import instant_json, part_of, series_of, span_json, span_of
+from tardisd.errors import RequestError
+from tardisd.market.series import Series
+from tardisd.market.span import Span
+from tardisd.market.time import EARLIEST, LATEST, format_time
+from tardisd.plugins.storage import SeriesInfo
+
+
+class SeriesMethods:
+    """`series.*`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def list(self, params: InStorage, call: Call) -> list[dict[str, Any]]:
+        """List stored series."""
+        return [
+            _info_json(info) for info in await self._services.storage(params.storage).list_series()
+        ]
+
+    async def coverage(self, params: SeriesPart, call: Call) -> dict[str, Any]:
+        """Return the spans known to be complete."""
+        series = series_of(params.series)
+        known = await self._services.storage(params.storage).coverage(series)
+        span = part_of(params.start, params.end, known.hull)
+        part = known.intersect(span) if span else known
+        return {"series": series.text, "spans": [span_json(covered) for covered in part]}
+
+    async def gaps(self, params: GapsOf, call: Call) -> dict[str, Any]:
+        """Return the gaps and their causes."""
+        series = series_of(params.series)
+        storage = self._services.storage(params.storage)
+        span = part_of(params.start, params.end, (await storage.coverage(series)).hull)
+        found = await find_gaps(storage, series, span) if span else []
+        listed = [{**span_json(gap.span), "cause": gap.cause} for gap in found[: params.limit]]
+        return {"series": series.text, "gaps": listed, "truncated": len(found) > params.limit}
+
+    async def delete(self, params: Deletion, call: Call) -> dict[str, Any]:
+        """Delete rows and their coverage."""
+        series = series_of(params.series)
+        span = _deleted(params, series)
+        rows = await self._services.storage(params.storage).delete(series, span)
+        return {"series": series.text, "rows": rows}
+
+
+def _info_json(info: SeriesInfo) -> dict[str, Any]:
+    return {
+        "series": info.series.text,
+        "exchange": info.series.exchange,
+        "symbol": str(info.series.symbol),
+        "data_type": info.series.data_type.name,
+        "rows": info.rows,
+        "first": instant_json(info.first),
+        "last": instant_json(info.last),
+        "first_time": None if info.first is None else format_time(info.first),
+        "last_time": None if info.last is None else format_time(info.last),
+        "size_bytes": info.size_bytes,
+        "version": info.version,
+    }
+
+
+def _deleted(params: Deletion, series: Series) -> Span:
+    if params.everything and params.start is None and params.end is None:
+        return Span(EARLIEST, LATEST)
+    if params.start is None or params.end is None or params.everything:
+        text = f"say what to delete of {series}: both from and to, or all"
+        raise RequestError("bad_request", text)
+    return span_of(params.start, params.end)

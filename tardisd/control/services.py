@@ -1,0 +1,59 @@
+"""What the control methods work with, as the daemon hands it to them; does no work itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tardisd.config.model import Config
+from tardisd.errors import RequestError
+from tardisd.plugins.exchange import Exchange
+from tardisd.plugins.sessions import Sessions
+from tardisd.plugins.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceState:
+    """One configured plugin: `state` is starting, running, failed or stopped; `message` why."""
+
+    kind: str
+    name: str
+    plugin: str
+    state: str
+    message: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """The daemon's parts. All are read anew at every call, so they may change under way.
+
+    `request_stop` begins the shutdown and returns at once; `spool_dir` is where imports keep what
+    does not fit in memory; `started_at` is wall time, ns; `metrics` gives Prometheus text.
+    """
+
+    config: Config
+    sessions: Sessions
+    storages: Mapping[str, Storage[Any]]
+    exchanges: Mapping[str, Exchange[Any]]
+    instances: Callable[[], Sequence[InstanceState]]
+    metrics: Callable[[], str]
+    request_stop: Callable[[], None]
+    spool_dir: Path
+    started_at: int
+    # Series being fetched, as (storage, series): two fetchers of one would do the work twice.
+    fetching: set[tuple[str, str]] = field(default_factory=set)
+
+    def storage_name(self, name: str | None) -> str:
+        """Return the name of a storage, the default one for None; RequestError for another."""
+        wanted = self.config.default_storage if name is None else name
+        if wanted in self.storages:
+            return wanted
+        known = ", ".join(sorted(self.storages)) or "none"
+        text = f"storage: no storage is named {wanted!r}; configured: {known}"
+        raise RequestError("bad_request", text)
+
+    def storage(self, name: str | None) -> Storage[Any]:
+        """Return a storage, the default one for None; RequestError says which there are."""
+        return self.storages[self.storage_name(name)]
