@@ -1,1 +1,14 @@
-"""Placeholder, replaced below."""
+"""Plugin `binance`: the file formats of its public archives."""
+
+from __future__ import annotations
+
+from tardisd.plugins.format import FileFormat
+from tardisd.plugins.hooks import hookimpl
+
+from .archives import BinanceAggTrades, BinanceKlines, BinanceTrades
+
+
+@hookimpl
+def tardisd_formats() -> list[type[FileFormat]]:
+    """Register the archives' formats."""
+    return [BinanceKlines, BinanceTrades, BinanceAggTrades]

@@ -67,8 +67,9 @@ class Change:
         """
         appended = self._insert(batch) if len(batch) else Appended()
         changed = bool(appended.added or appended.revised)
-        changed |= catalogue.cover(self._connection, self.entry.id, page.span)
-        changed |= catalogue.forget_gaps(self._connection, self.entry.id, page.span, covered=True)
+        for span in page.covered:
+            changed |= catalogue.cover(self._connection, self.entry.id, span)
+            changed |= catalogue.forget_gaps(self._connection, self.entry.id, span, covered=True)
         changed |= catalogue.record_gaps(self._connection, self.entry.id, page.gaps)
         if changed:
             catalogue.update(self._connection, self.entry)

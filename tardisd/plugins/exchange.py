@@ -11,7 +11,7 @@ import trio
 
 from tardisd.market.columns import Batch
 from tardisd.market.series import Instrument, Series
-from tardisd.market.span import Gap, Span
+from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.base import OptionsT, Plugin
 
 
@@ -26,16 +26,23 @@ class Availability:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One fetched, checked step: the rows of `span`, complete for it.
+    """One fetched, checked step: the rows of `span`, complete for it but for its `holes`.
 
     `gaps` are the holes within `span` whose cause the venue is known to have (exchange_down, …);
-    `source` says where the rows come from, for the provenance kept with them.
+    `source` says where the rows come from, for the provenance kept with them; `holes` are parts of
+    `span` of which the page knows nothing: they do not become covered.
     """
 
     batch: Batch
     span: Span
     gaps: tuple[Gap, ...] = ()
     source: str = ""
+    holes: tuple[Span, ...] = ()
+
+    @property
+    def covered(self) -> Coverage:
+        """What the page proves to be complete: its span without the holes."""
+        return Coverage([self.span]).subtract(Coverage(self.holes))
 
 
 class Exchange(Plugin[OptionsT]):

@@ -1,0 +1,204 @@
+"""A storage that keeps everything in memory: the contract at its plainest, for tests of plugins.
+
+It favours being easy to follow over speed, and keeps nothing once it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import trio
+
+from tardisd.errors import DataError, StorageError
+from tardisd.market.check import check_batch, same_rows
+from tardisd.market.columns import Batch
+from tardisd.market.series import Instrument, Series
+from tardisd.market.span import Coverage, Gap, Span
+from tardisd.plugins.base import Options
+from tardisd.plugins.exchange import Page
+from tardisd.plugins.storage import Appended, SeriesInfo, Storage
+
+READ_ROWS = 8192
+
+
+@dataclass(slots=True)
+class _Kept:
+    batch: Batch
+    coverage: Coverage = field(default_factory=Coverage)
+    gaps: list[Gap] = field(default_factory=list)
+    version: int = 0
+
+
+class MemoryStorage(Storage[Options]):
+    """Keeps ticks in memory."""
+
+    name = "memory"
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str, str, str], _Kept] = {}
+        self._instruments: dict[tuple[str, str, str], Instrument] = {}
+
+    async def append(self, series: Series, page: Page) -> Appended:
+        """Keep the page's rows and coverage."""
+        await trio.lowlevel.checkpoint()
+        try:
+            check_batch(page.batch, page.span)
+        except DataError as error:
+            raise StorageError(f"page {page.span} of {series} is bad: {error}") from None
+        kept = self._kept.setdefault(series.key, _Kept(Batch.empty(series)))
+        batch, appended = _merge(kept.batch, page.batch)
+        coverage = kept.coverage.union(page.covered)
+        changed = appended.added or appended.revised or coverage != kept.coverage
+        kept.batch, kept.coverage = batch, coverage
+        kept.version += bool(changed)
+        if page.gaps:
+            await self.record_gaps(series, page.gaps)
+        return appended
+
+    def read(
+        self, series: Series, span: Span
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Batch]]:
+        """Open a stream of the rows in `span`."""
+        return self._read(series, span)
+
+    @asynccontextmanager
+    async def _read(
+        self, series: Series, span: Span
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Batch]]:
+        batch = self._find(series).batch
+        first, last = np.searchsorted(batch.ts_event, [span.start, span.end]).tolist()
+        pieces = [
+            batch[at : min(at + READ_ROWS, last)]
+            for at in range(first, max(first, last), READ_ROWS)
+        ]
+        send, receive = trio.open_memory_channel[Batch](len(pieces))
+        with send:
+            for piece in pieces:
+                send.send_nowait(piece)
+        with receive:
+            yield receive
+
+    async def coverage(self, series: Series) -> Coverage:
+        """Return the spans known to be complete."""
+        await trio.lowlevel.checkpoint()
+        return self._find(series).coverage
+
+    async def gaps(self, series: Series) -> Sequence[Gap]:
+        """Return the recorded gaps."""
+        await trio.lowlevel.checkpoint()
+        return tuple(self._find(series).gaps)
+
+    async def record_gaps(self, series: Series, gaps: Sequence[Gap]) -> None:
+        """Keep why spans have no data."""
+        await trio.lowlevel.checkpoint()
+        kept = self._kept.setdefault(series.key, _Kept(Batch.empty(series)))
+        before = list(kept.gaps)
+        for new in gaps:
+            rest = [
+                Gap(part, old.cause)
+                for old in kept.gaps
+                for part in Coverage([old.span]).subtract(new.span)
+            ]
+            kept.gaps = sorted([*rest, new], key=lambda gap: gap.span)
+        kept.version += kept.gaps != before
+
+    async def list_series(self) -> Sequence[SeriesInfo]:
+        """Return what is kept."""
+        await trio.lowlevel.checkpoint()
+        infos = []
+        for kept in self._kept.values():
+            batch = kept.batch
+            if not (len(batch) or kept.coverage or kept.gaps):
+                continue
+            first = int(batch.ts_event[0]) if len(batch) else None
+            last = int(batch.ts_event[-1]) if len(batch) else None
+            size = 8 * len(batch) * (1 + len(batch.fields))
+            infos.append(SeriesInfo(batch.series, len(batch), first, last, size, kept.version))
+        return sorted(infos, key=lambda info: info.series.text)
+
+    async def last_before(self, series: Series, ts: int) -> Batch | None:
+        """Return the last row before `ts`."""
+        await trio.lowlevel.checkpoint()
+        batch = self._find(series).batch
+        at = int(np.searchsorted(batch.ts_event, ts))
+        return batch[at - 1 : at] if at else None
+
+    async def version(self, series: Series) -> int:
+        """Return the series' version."""
+        await trio.lowlevel.checkpoint()
+        return self._find(series).version
+
+    async def instrument(self, series: Series) -> Instrument | None:
+        """Return the instrument of the series' exchange and symbol."""
+        await trio.lowlevel.checkpoint()
+        return self._instruments.get(series.key[:3])
+
+    async def put_instrument(self, instrument: Instrument) -> None:
+        """Keep the instrument."""
+        await trio.lowlevel.checkpoint()
+        symbol = instrument.symbol
+        venue_id = symbol.venue_id(instrument.exchange)
+        self._instruments[instrument.exchange, symbol.kind, venue_id] = instrument
+
+    async def delete(self, series: Series, span: Span) -> int:
+        """Remove rows and coverage of the span."""
+        await trio.lowlevel.checkpoint()
+        kept = self._find(series)
+        times = kept.batch.ts_event
+        gone = (times >= span.start) & (times < span.end)
+        coverage = kept.coverage.subtract(span)
+        kept.version += bool(gone.any()) or coverage != kept.coverage
+        kept.batch, kept.coverage = kept.batch[~gone], coverage
+        return int(gone.sum())
+
+    def _find(self, series: Series) -> _Kept:
+        return self._kept.get(series.key) or _Kept(Batch.empty(series))
+
+
+def _merge(old: Batch, new: Batch) -> tuple[Batch, Appended]:
+    """Return both as one batch, new rows replacing old ones of their key, and what changed."""
+    if not len(new):
+        return old, Appended()
+    if not len(old):
+        return _sorted(new), Appended(added=len(new))
+    places = {key: at for at, key in enumerate(_keys(old))}
+    pairs = [(places[key], at) for at, key in enumerate(_keys(new)) if key in places]
+    known = np.array([pair[0] for pair in pairs], np.intp)
+    again = np.array([pair[1] for pair in pairs], np.intp)
+    unchanged = int(same_rows(old[known], new[again]).sum()) if pairs else 0
+    keep = np.ones(len(old), np.bool_)
+    keep[known] = False
+    added = len(new) - len(pairs)
+    appended = Appended(added, unchanged, len(pairs) - unchanged)
+    if not added and not appended.revised:
+        return old, appended
+    return _sorted(Batch.concat([old[keep], new])), appended
+
+
+def _sorted(batch: Batch) -> Batch:
+    if batch.ids is not None and batch.ids.dtype.kind == "i":
+        return batch[np.lexsort((batch.ids, batch.ts_event))]
+    return batch[np.argsort(batch.ts_event, kind="stable")]
+
+
+def _keys(batch: Batch) -> list[Hashable]:
+    """Return what each row is known by; rows without an id by content, equal ones counted."""
+    times = batch.ts_event.tolist()
+    if batch.series.data_type.kind == "candle":
+        return list(times)
+    ids = [b""] * len(batch) if batch.ids is None else batch.ids.astype(np.bytes_).tolist()
+    texts = [column.texts() for column in batch.fields.values()]
+    sides = [None] * len(batch) if batch.sides is None else batch.sides.tolist()
+    keys: list[Hashable] = []
+    seen: dict[Hashable, int] = {}
+    for at, (ts, venue_id) in enumerate(zip(times, ids, strict=True)):
+        if venue_id:
+            keys.append((ts, venue_id))
+            continue
+        content = (ts, sides[at], *(column[at] for column in texts))
+        seen[content] = seen.get(content, 0) + 1
+        keys.append((*content, seen[content]))
+    return keys
