@@ -328,6 +328,7 @@ class ReplaySession:
         changed = False
         for material in self._materials:
             changed |= await self._storage.version(material.series) != material.version
+        await self._until(self.request.end)  # it may have been paused meanwhile
         self.finish("finished", data_changed=changed)
 
     def finish(self, reason: str, message: str | None = None, data_changed: bool = False) -> None:
