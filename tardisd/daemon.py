@@ -13,23 +13,18 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import trio
 
 from tardisd import log as logs
-from tardisd.config.load import load_config
 from tardisd.config.model import Config
 from tardisd.control.server import serve_control
 from tardisd.control.services import InstanceState, Services
-from tardisd.errors import ConfigError, Problem, RequestError, TardisError
+from tardisd.errors import TardisError
 from tardisd.instances import Instance, of_kind
 from tardisd.log import Log
 from tardisd.metrics import exposition
 from tardisd.plugins.base import Context
-from tardisd.plugins.sessions import SessionRequest
 from tardisd.replay.manager import SessionLimits, SessionManager
 from tardisd.state import State
 from tardisd.supervise import describe, innermost
@@ -127,40 +122,22 @@ class Daemon:
                 one.stop()
 
     def _services(self, sessions: SessionManager) -> Services:
-        config = self._config
         return Services(
+            config=self._config,
             sessions=sessions,
             storages=of_kind(self._instances, "storage"),
             exchanges=of_kind(self._instances, "exchange"),
-            registry=config.registry,
             instances=lambda: [
                 InstanceState(one.kind, one.name, one.plugin.name, one.state, one.message)
                 for one in self._instances
             ],
-            config_show=config.shown,
-            config_check=lambda: _problems(config.path),
-            preset=partial(self._preset, sessions),
-            request_stop=self._stop.set,
-            default_storage=config.default_storage,
-            spool_dir=config.daemon.data_dir,
-            started_at=self._started_at,
             metrics=lambda: exposition(
                 [session.status() for session in sessions.list()], sessions.past_ticks
             ),
+            request_stop=self._stop.set,
+            spool_dir=self._config.daemon.data_dir,
+            started_at=self._started_at,
         )
-
-    def _preset(self, sessions: SessionManager, name: str) -> SessionRequest:
-        """Return the request of a preset; its session gets the preset's name when that is free."""
-        presets = self._config.sessions
-        if name not in presets:
-            known = ", ".join(sorted(presets)) or "none"
-            raise RequestError("bad_request", f"there is no preset {name!r}; configured: {known}")
-        try:
-            request = presets[name].request(wall_ns())
-        except ValueError as error:
-            raise RequestError("bad_request", str(error)) from None
-        taken = {session.session_id for session in sessions.list()}
-        return request if name in taken else replace(request, session_id=name)
 
     async def _watch_signals(self, scope: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -188,14 +165,6 @@ class Daemon:
         return "ready: " + (
             ", ".join(f"{count} {kind}" for kind, count in counts) or "no instances"
         )
-
-
-def _problems(path: Path | None) -> list[Problem]:
-    try:
-        load_config(path, os.environ)
-    except ConfigError as error:
-        return error.problems
-    return []
 
 
 def run(config: Config) -> int:
