@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+pytest.register_assert_rewrite("tardisd.testing")  # a failing suite then says what it compared
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

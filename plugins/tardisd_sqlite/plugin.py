@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from time import time_ns
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -22,6 +21,7 @@ from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.base import Context, Options
 from tardisd.plugins.exchange import Page
 from tardisd.plugins.storage import Appended, SeriesInfo, Storage
+from tardisd.wall import wall_ns
 from tardisd_sqlite import catalogue, chunks
 from tardisd_sqlite.access import Access, Handle
 from tardisd_sqlite.changes import Change, check_page
@@ -73,7 +73,7 @@ class SqliteStorage(Storage[SqliteOptions]):
 
         def change(handle: Handle) -> tuple[Appended, bool]:
             batch = check_page(series, page)
-            return Change(handle.connection, handle.codec, series).append(page, batch, time_ns())
+            return Change(handle.connection, handle.codec, series).append(page, batch, wall_ns())
 
         return await self._access.write(change)
 
