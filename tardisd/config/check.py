@@ -20,6 +20,7 @@ from tardisd.config.model import BackfillRule, Config, Daemon, Instance, Session
 from tardisd.config.paths import MAX_SOCKET_BYTES, default_data_dir, default_socket, readable_dirs
 from tardisd.config.schema import (
     CORE,
+    LATER,
     NAMED,
     SECTIONS,
     BackfillTable,
@@ -33,7 +34,6 @@ from tardisd.plugins.registry import Registry
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-_LATER = ("analyzers", "loop", "lockstep")  # the format knows them, the replay engine does not yet
 _PLURAL = {kind: section for section, kind in SECTIONS.items()}
 
 
@@ -218,7 +218,7 @@ class _Checker:
             for index, reference in enumerate(self.parse((*path, key), str, getattr(table, key))):
                 self.refer((*path, key, index), kind, reference)
         self.refer_to_storage(path, table.storage)
-        for key in _LATER:
+        for key in LATER:
             if getattr(table, key):
                 self.findings.add((*path, key), "this version cannot do that yet; leave it out")
         return SessionPreset(

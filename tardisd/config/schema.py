@@ -124,7 +124,8 @@ class DaemonTable(Options, frozen=True, kw_only=True):
         Path | None,
         Meta(
             description="where everything is kept; default: $STATE_DIRECTORY under systemd,"
-            " else $XDG_DATA_HOME/tardisd, else ~/.local/share/tardisd"
+            " else $XDG_DATA_HOME/tardisd, else ~/.local/share/tardisd",
+            examples=["~/.local/share/tardisd"],
         ),
     ] = None
     control_socket: Annotated[
@@ -132,21 +133,24 @@ class DaemonTable(Options, frozen=True, kw_only=True):
         Meta(
             description="where tardisctl finds the daemon; default:"
             " $XDG_RUNTIME_DIR/tardisd/control.sock, else /run/tardisd/control.sock when it"
-            " can be written, else control.sock in data_dir"
+            " can be written, else control.sock in data_dir",
+            examples=["/run/tardisd/control.sock"],
         ),
     ] = None
     storage: Annotated[
         str | None,
         Meta(
-            description="the storage of everything that names none; needed when there are several"
+            description="the storage of everything that names none; needed when there are several",
+            examples=["main"],
         ),
     ] = None
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="what is worth logging")
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="what is worth logging: debug, info, warning or error"),
     ] = "info"
     log_format: Annotated[
         Literal["auto", "text", "json", "systemd"],
-        Meta(description="auto: systemd's when it started the daemon, else text"),
+        Meta(description="text, json, systemd, or auto: systemd's under systemd, else text"),
     ] = "auto"
     shutdown_secs: Annotated[
         float, Meta(ge=0, le=3600, description="how long sinks may take to drain at the end")
@@ -167,6 +171,7 @@ class PluginsTable(Options, frozen=True, kw_only=True):
         Meta(
             max_length=100,
             description="folders with plugin files and folders; nobody else may write them",
+            examples=[["/etc/tardisd/plugins"]],
         ),
     ] = ()
 
@@ -177,18 +182,34 @@ class SessionTable(Options, frozen=True, kw_only=True):
     series: Annotated[
         tuple[str, ...],
         Meta(
-            min_length=1, max_length=1000, description="what to replay: exchange:symbol@data_type"
+            min_length=1,
+            max_length=1000,
+            description="what to replay: exchange:symbol@data_type",
+            examples=[["binance:BTC/USDT@candle_1m"]],
         ),
     ]
-    start: Annotated[Moment, Meta(description="a time, a date, or an offset from now as '-30d'")]
-    end: Annotated[Moment, Meta(description="the end, exclusive; as start")]
+    start: Annotated[
+        Moment,
+        Meta(
+            description="a time, a date, or an offset from now as '-30d'", examples=["2024-03-01"]
+        ),
+    ]
+    end: Annotated[
+        Moment, Meta(description="the end, exclusive; as start", examples=["2024-03-02"])
+    ]
     speed: Annotated[
         float | Literal["max"], Meta(description="market seconds per second, or 'max'")
     ] = 100.0
-    sinks: Annotated[Names, Meta(description="sinks that get the ticks, by section name")] = ()
-    analyzers: Annotated[Names, Meta(description="analyzers that look on, by section name")] = ()
-    storage: Annotated[str | None, Meta(description="default: the daemon's storage")] = None
-    on_gap: Annotated[OnGap, Meta(description="what to do where data is missing")] = "mark"
+    sinks: Annotated[
+        Names, Meta(description="sinks that get the ticks, by section name", examples=[["ws"]])
+    ] = ()
+    analyzers: Annotated[
+        Names, Meta(description="analyzers that look on, by section name", examples=[["ai"]])
+    ] = ()
+    storage: Annotated[
+        str | None, Meta(description="default: the daemon's storage", examples=["main"])
+    ] = None
+    on_gap: Annotated[OnGap, Meta(description="where data is missing: mark, skip or fail")] = "mark"
     loop: Annotated[bool, Meta(description="begin again at the end")] = False
     lockstep: Annotated[bool, Meta(description="wait for subscribers to acknowledge")] = False
 
@@ -196,20 +217,41 @@ class SessionTable(Options, frozen=True, kw_only=True):
 class BackfillTable(Options, frozen=True, kw_only=True):
     """`[backfills.NAME]`: history that the daemon fetches and keeps up to date."""
 
-    exchange: Annotated[str, Meta(description="the exchange to ask, by section name")]
+    exchange: Annotated[
+        str, Meta(description="the exchange to ask, by section name", examples=["binance"])
+    ]
     symbols: Annotated[
-        tuple[str, ...], Meta(min_length=1, max_length=1000, description="such as BTC/USDT")
+        tuple[str, ...],
+        Meta(min_length=1, max_length=1000, description="what is traded", examples=[["BTC/USDT"]]),
     ]
     data_types: Annotated[
-        tuple[str, ...], Meta(min_length=1, max_length=100, description="such as candle_1m, trade")
+        tuple[str, ...],
+        Meta(
+            min_length=1,
+            max_length=100,
+            description="kinds of tick: candle_1m, trade, …",
+            examples=[["candle_1m"]],
+        ),
     ]
-    start: Annotated[Moment, Meta(description="a time, a date, or an offset from now as '-30d'")]
-    end: Annotated[Moment | None, Meta(description="the end, exclusive; default: now")] = None
-    storage: Annotated[str | None, Meta(description="default: the daemon's storage")] = None
-    every: Annotated[Duration | None, Meta(description="how often, as '1h'")] = None
-    at: Annotated[TimeOfDay | None, Meta(description="or daily at a time of day, UTC")] = None
+    start: Annotated[
+        Moment,
+        Meta(description="a time, a date, or an offset from now as '-30d'", examples=["-30d"]),
+    ]
+    end: Annotated[
+        Moment | None, Meta(description="the end, exclusive; default: now", examples=["2024-04-01"])
+    ] = None
+    storage: Annotated[
+        str | None, Meta(description="default: the daemon's storage", examples=["main"])
+    ] = None
+    every: Annotated[Duration | None, Meta(description="how often, as '1h'", examples=["1h"])] = (
+        None
+    )
+    at: Annotated[
+        TimeOfDay | None, Meta(description="or daily at a time of day, UTC", examples=["02:30"])
+    ] = None
     jitter: Annotated[
-        Duration | None, Meta(description="start up to this much later, at random")
+        Duration | None,
+        Meta(description="start up to this much later, at random", examples=["30s"]),
     ] = None
 
 
@@ -228,3 +270,5 @@ SECTIONS = {
 }
 # Tables with names of the user's choice below them.
 NAMED = (*SECTIONS, "sessions", "backfills")
+# What the format knows and the replay engine does not yet: refused, and not in the example.
+LATER = ("analyzers", "loop", "lockstep")
