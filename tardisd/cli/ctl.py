@@ -23,15 +23,7 @@ from tardisd.cli.ctl_session import session
 STOP_TIMEOUT_SECS = 60.0
 
 
-class Program(ControlGroup):
-    """The whole command; calling it runs it with our exit codes."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run with the process's arguments."""
-        render.run_command(self)
-
-
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=ControlGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--socket", metavar="PATH", help="Control socket of the daemon.")
 @click.option(
     "-c",
@@ -43,18 +35,18 @@ class Program(ControlGroup):
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON value.")
 @click.version_option(__version__, prog_name="tardisctl", message="%(prog)s %(version)s")
 @click.pass_context
-def main(context: click.Context, socket: str | None, config: str | None, as_json: bool) -> None:
+def cli(context: click.Context, socket: str | None, config: str | None, as_json: bool) -> None:
     """Ask and steer a running tardisd."""
     context.obj = Control(socket, config, as_json)
 
 
-main.add_command(series)
-main.add_command(session)
-main.add_command(data)
-main.add_command(backfill)
+cli.add_command(series)
+cli.add_command(session)
+cli.add_command(data)
+cli.add_command(backfill)
 
 
-@main.command()
+@cli.command()
 @pass_control
 def status(control: Control) -> None:
     """Tell what runs, and for how long."""
@@ -81,7 +73,7 @@ def _draw_instances(instances: list[dict[str, Any]]) -> None:
     render.table(names, [[instance[name] for name in names] for instance in instances])
 
 
-@main.command()
+@cli.command()
 @click.option("--no-wait", is_flag=True, help="Do not wait until the daemon has stopped.")
 @pass_control
 def stop(control: Control, no_wait: bool) -> None:
@@ -97,7 +89,7 @@ def stop(control: Control, no_wait: bool) -> None:
     control.show(result, lambda _: click.echo(told))
 
 
-@main.group()
+@cli.group()
 def plugin() -> None:
     """Plugins the daemon has found."""
 
@@ -113,7 +105,7 @@ def plugin_list(control: Control) -> None:
     )
 
 
-@main.group()
+@cli.group()
 def config() -> None:
     """The daemon's configuration."""
 
@@ -157,7 +149,7 @@ def _draw_check(result: Any) -> None:
         click.echo("the configuration is valid")
 
 
-@main.command()
+@cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the code that completes commands in a shell.
@@ -168,4 +160,9 @@ def completion(shell: str) -> None:
 
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(main, {}, "tardisctl", "_TARDISCTL_COMPLETE").source())
+    click.echo(found(cli, {}, "tardisctl", "_TARDISCTL_COMPLETE").source())
+
+
+def main() -> NoReturn:
+    """Run `tardisctl`; exits with one of the codes in `tardisd.cli.render`."""
+    render.run_command(cli)

@@ -8,7 +8,6 @@ What a client asked for ends with its connection.
 
 from __future__ import annotations
 
-import logging
 import select
 import socket
 from collections.abc import Callable, Mapping
@@ -29,7 +28,8 @@ from tardisd.control.methods import METHODS, decode_params
 from tardisd.control.protocol import Lines, ProtocolError, Request
 from tardisd.control.services import Services
 from tardisd.errors import TardisError
-from tardisd.supervise import outcome
+from tardisd.log import Log
+from tardisd.supervise import describe, outcome
 
 MAX_CLIENTS = 64
 MAX_PENDING = 32
@@ -38,7 +38,7 @@ WRITE_TIMEOUT_SECS = 30.0
 HANG_UP_CHECK_SECS = 0.1
 RECEIVE_BYTES = 65_536
 
-log = logging.getLogger(__name__)
+log = Log("tardisd.control")
 
 
 async def serve_control(
@@ -69,7 +69,7 @@ async def serve_control(
 
     with listening(path) as raw:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(raw))
-        log.info("control listening path=%s", path)
+        log.info("control listening", path=path)
         async with trio.open_nursery() as nursery:
             serve = partial(trio.serve_listeners, serve_client, [listener])
             await nursery.start(serve)
@@ -211,7 +211,7 @@ class _Connection:
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     self._scope.cancel()
             if limit.cancelled_caught:
-                log.warning("control client cut off unread_secs=%g", WRITE_TIMEOUT_SECS)
+                log.warning("control client cut off", unread_secs=WRITE_TIMEOUT_SECS)
                 self._scope.cancel()
 
 
@@ -231,6 +231,6 @@ def _error_line(request: Request, error: Exception) -> bytes:
         text = error.strerror or str(error)
         message = f"{error.filename}: {text}" if error.filename else text
         return protocol.encode_error(request.request_id, "os_error", message.lower())
-    log.error("control method failed method=%s", request.method, exc_info=error)
+    log.error("control method failed", method=request.method, error=describe(error))
     message = f"internal error: {type(error).__name__}; see the daemon's log"
     return protocol.encode_error(request.request_id, "internal", message)
