@@ -1,0 +1,92 @@
+"""Tables and errors, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tardisd.cli import render
+from tardisd.errors import ConfigError, ControlError, NotRunning, Problem
+
+ROWS = [["short", "loaded", 1], ["a longer name " * 12, "failed", None]]
+
+
+def test_a_table_elsewhere_is_aligned_and_never_cut(capsys):
+    render.table(("name", "state", "count"), ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NAME", "STATE", "COUNT"]
+    assert [line.find("loaded") for line in lines][1] == lines[0].find("STATE")
+    assert lines[2].startswith("a longer name " * 12)
+    assert lines[2].endswith("failed")
+
+
+def test_an_empty_table_still_has_its_head(capsys):
+    render.table(("name", "state"), [])
+    assert capsys.readouterr().out == "NAME  STATE\n"
+
+
+def on_terminal(code):
+    """Return what python code writes when stdout is a terminal of 60 columns."""
+    ours, theirs = pty.openpty()
+    environ = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "60"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=theirs, env=environ, timeout=60, check=True
+    )
+    os.close(theirs)
+    assert done.returncode == 0
+    text = b""
+    try:
+        while part := os.read(ours, 65536):
+            text += part
+    except OSError:  # how a terminal says that nobody is left on the other side
+        pass
+    os.close(ours)
+    return text.decode()
+
+
+def test_a_table_on_a_terminal_has_colours_and_fits():
+    text = on_terminal(
+        "from tardisd.cli import render\n"
+        "render.table(('name', 'state'), [['[red]x[/red]' + 'y' * 90, 'loaded']])"
+    )
+    assert "\x1b[32mloaded" in text
+    assert "[red]" in text  # what is shown is never taken for markup
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert max(len(line) for line in plain.split("\r\n")) <= 60
+
+
+def test_json_is_indented_on_a_terminal_only(capsys):
+    code = "from tardisd.cli import render; render.print_json({'a': ['é']})"
+    assert on_terminal(code) == '{\r\n  "a": [\r\n    "é"\r\n  ]\r\n}\r\n'
+    render.print_json({"a": ["é"]})
+    assert capsys.readouterr().out == '{"a": ["é"]}\n'
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (NotRunning("no daemon listens"), 3, "error: no daemon listens\nhint: start it with"),
+        (ControlError("no_data", "nothing stored"), 1, "error: nothing stored\n"),
+        (PermissionError(13, "no", "/run/x"), 77, "error: no permission: /run/x\n"),
+        (KeyboardInterrupt(), 1, "error: interrupted\n"),
+        (ConfigError([Problem("f", 3, "a.b", "wrong")]), 78, "f:3: a.b: wrong\n"),
+    ],
+)
+def test_exit_codes(error, code, text, capsys, monkeypatch):
+    import click
+
+    @click.command()
+    def command():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back afterwards
+    with pytest.raises(SystemExit) as caught:
+        render.run_command(command)
+    assert caught.value.code == code
+    assert capsys.readouterr().err.lstrip("\n").startswith(text)
