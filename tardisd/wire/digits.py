@@ -38,25 +38,32 @@ class Grid:
             (self.rows,), dtype, buffer=self.buffer, offset=offset, strides=(self.width,)
         )
 
-    def put_digits(self, offset: int, values: Ints, groups: int) -> None:
-        """Write non-negative integers right-aligned in 4 * groups bytes, blanks on the left."""
+    def put_digits(self, offset: int, values: Ints, width: int) -> None:
+        """Write non-negative integers right-aligned in `width` bytes, blanks on the left.
+
+        `width` is the number of digits of the largest.
+        """
         rest: Any = values
         low, high = int(values.min()), int(values.max())
-        for group in range(groups - 1, -1, -1):
-            words = self.words(offset + 4 * group, "<u4")
-            last = group == groups - 1
+        end = offset + width
+        while end > offset:
+            size = min(4, end - offset)
+            end -= size
+            words = self.words(end, _word(size))
+            table = _digits(size, end + size == offset + width)
             if low == high:  # the same from here up in every row
-                words[...] = _table(last)[low % 10_000 + (10_000 if low < 10_000 else 0)]
+                words[...] = table[low % 10_000 + (10**size if low < 10_000 else 0)]
                 low = high = low // 10_000
                 continue
-            above = rest // 10_000 if high >= 10_000 else None
-            digits = rest if above is None else rest - above * 10_000
-            if above is None:
-                digits = digits + 10_000
-            elif low < 10_000:
-                digits = digits + 10_000 * (above == 0)
-            words[...] = _table(last).take(digits)
-            rest = above
+            if high < 10_000:
+                words[...] = table.take(rest + 10**size)
+            else:
+                above = rest // 10_000
+                digits = rest - above * 10_000
+                if low < 10_000:
+                    digits += 10_000 * (above == 0)
+                words[...] = table.take(digits)
+                rest = above
             low, high = low // 10_000, high // 10_000
 
     def put_fixed(self, offset: int, values: Ints, count: int) -> None:
@@ -67,20 +74,19 @@ class Grid:
             power = 10**size
             above = rest // power if left > size else None
             digits = rest if above is None else rest - above * power
-            self.words(offset + left - size, f"S{size}" if size == 3 else f"<u{size}")[...] = (
-                _zero_filled(size).take(digits)
-            )
+            words = self.words(offset + left - size, _word(size))
+            words[...] = _digits(size, True).take(digits)
             rest = above
 
-    def put_quoted(self, offset: int, values: Ints, groups: int) -> None:
-        """Write `"123"` right-aligned in 4 * groups + 1 bytes; the end quote is the caller's."""
-        self.put_digits(offset + 1, values, groups)
-        end = offset + 1 + 4 * groups
-        fewest, most = digit_count(int(values.min())), digit_count(int(values.max()))
-        if fewest == most:
-            self.buffer[:, end - fewest - 1] = _QUOTE
+    def put_quoted(self, offset: int, values: Ints, width: int) -> None:
+        """Write `"123` right-aligned in width + 1 bytes; the closing quote is the caller's."""
+        self.put_digits(offset + 1, values, width)
+        end = offset + 1 + width
+        fewest = digit_count(int(values.min()))
+        if fewest == width:
+            self.buffer[:, offset] = _QUOTE
             return
-        for count in range(fewest, most + 1):
+        for count in range(fewest, width + 1):
             rows = (values < _limit(count)) & (values >= (_limit(count - 1) if count > 1 else 0))
             self.buffer[rows, end - count - 1] = _QUOTE
 
@@ -135,11 +141,6 @@ class Grid:
         self.buffer[:, offset : offset + width] = np.where(raw == 0, BLANK, raw)
 
 
-def groups_for(highest: int) -> int:
-    """Return how many groups of four digits `highest` needs."""
-    return (digit_count(highest) + 3) // 4
-
-
 def digit_count(value: int) -> int:
     """Return how many digits a non-negative integer has."""
     return len(str(value))
@@ -161,20 +162,22 @@ def _day(day: int) -> bytes:
     return f"{np.datetime64(day, 'D')}T".encode()
 
 
+def _word(size: int) -> str:
+    return "S3" if size == 3 else f"<u{size}"
+
+
 @cache
-def _table(last: bool) -> NDArray[np.uint32]:
-    """Return 0..9999 zero-filled, then 0..9999 with blanks: zero is all blank unless last."""
-    filled = "".join(f"{value:04d}" for value in range(10_000))
-    blanks = "".join(f"{value:4d}" for value in range(10_000))
+def _digits(size: int, last: bool) -> _Words:
+    """Return the texts of all numbers of `size` digits: zero-filled, then with blanks instead.
+
+    Among the latter, zero is all blank unless the digits are the last of a number.
+    """
+    count = 10**size
+    filled = "".join(f"{value:0{size}d}" for value in range(count))
+    blanks = "".join(f"{value:{size}d}" for value in range(count))
     if not last:
-        blanks = "    " + blanks[4:]
-    return np.frombuffer((filled + blanks).encode(), "<u4")
-
-
-@cache
-def _zero_filled(size: int) -> _Words:
-    text = "".join(f"{value:0{size}d}" for value in range(10**size)).encode()
-    return np.frombuffer(text, f"S{size}" if size == 3 else f"<u{size}")
+        blanks = " " * size + blanks[size:]
+    return np.frombuffer((filled + blanks).encode(), _word(size))
 
 
 @cache

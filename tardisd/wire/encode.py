@@ -19,7 +19,7 @@ from tardisd.market.columns import Ids, closes
 from tardisd.market.decimals import Decimals, Ints
 from tardisd.market.series import Series
 from tardisd.market.ticks import Parts, Ticks
-from tardisd.wire.digits import BLANK, Grid, fraction_digits, groups_for
+from tardisd.wire.digits import BLANK, Grid, digit_count, fraction_digits
 
 Form = Literal["tick", "batch", "ndjson", "csv"]
 FORMS: tuple[Form, ...] = ("tick", "batch", "ndjson", "csv")
@@ -193,8 +193,8 @@ def _datetimes(times: Ints, end: bytes = b'"') -> Slot:
 def _integers(values: Ints) -> Slot:
     if int(values.min()) < 0:
         return _texts([str(value) for value in values.tolist()])
-    groups = groups_for(int(values.max()))
-    return Slot(4 * groups, lambda grid, at: grid.put_digits(at, values, groups))
+    width = digit_count(int(values.max()))
+    return Slot(width, lambda grid, at: grid.put_digits(at, values, width))
 
 
 def _texts(texts: Iterable[str]) -> Slot:
@@ -209,9 +209,9 @@ def _sides(sides: NDArray[np.uint8], names: tuple[bytes, bytes]) -> Slot:
 
 def _id_pieces(ids: Ids) -> Iterator[_Piece]:
     if ids.dtype.kind == "i" and int(ids.min()) >= 0:
-        groups = groups_for(int(ids.max()))
+        width = digit_count(int(ids.max()))
         yield b',"id":'
-        yield Slot(4 * groups + 1, lambda grid, at: grid.put_quoted(at, ids, groups))
+        yield Slot(width + 1, lambda grid, at: grid.put_quoted(at, ids, width))
         yield b'"'
         return
     texts = ids.tolist()
@@ -235,14 +235,14 @@ def _number_pieces(prefix: bytes, parts: Parts, keep_prefix: bool = False) -> It
     if negative:
         number = _texts(text or "" for text in _decimal_texts(parts))
     else:
-        groups = groups_for(int(whole.max()))
-        width = 4 * groups + (scale + 1 if fraction is not None else 0)
+        digits = digit_count(int(whole.max()))
+        width = digits + (scale + 1 if fraction is not None else 0)
 
         def write(grid: Grid, at: int) -> None:
-            grid.put_digits(at, whole, groups)
+            grid.put_digits(at, whole, digits)
             if fraction is not None:
-                grid.buffer[:, at + 4 * groups] = ord(".")
-                grid.put_fixed(at + 4 * groups + 1, fraction, scale)
+                grid.buffer[:, at + digits] = ord(".")
+                grid.put_fixed(at + digits + 1, fraction, scale)
 
         number = Slot(width, write)
     if absent is None:
