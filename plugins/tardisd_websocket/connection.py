@@ -154,6 +154,11 @@ class Connection:
         await follower.subscription.wait_evicted()
         follower.evicted = True
         follower.leave()
+        with trio.move_on_after(CLOSE_SECS):
+            await follower.done.wait()
+        if not follower.done.is_set():
+            await self._frames.abort()
+            raise trio.BrokenResourceError("the client does not read")
         await self.close(TOO_SLOW, f"too slow; resume with {follower.token}")
 
     async def _heartbeat(self) -> None:

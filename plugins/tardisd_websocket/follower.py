@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import trio
 
-from tardisd.plugins.sessions import Block, Evicted, Notice, Session, Subscription
+from tardisd.plugins.sessions import Block, Evicted, Notice, Rows, Session, Subscription
 from tardisd_websocket.messages import Delivery
 from tardisd_websocket.stream import PIECE_BYTES, FrameStream, text_frame
 
@@ -26,29 +26,40 @@ def notice_frame(session_id: str, notice: Notice) -> bytes:
     return text_frame(msgspec.json.encode(message))
 
 
-def tick_frames(block: Block) -> Iterator[memoryview]:
-    """Return a block as `tick` messages: whole frames, in pieces of at most PIECE_BYTES."""
-    return block.encode("tick").cut(PIECE_BYTES)
+def pieces(rows: Rows, most: int) -> Iterator[tuple[int, int]]:
+    """Return rows in runs `first <= i < last` of at most `most` rows and PIECE_BYTES, if it can be.
 
-
-def ticks_frames(block: Block) -> Iterator[bytes]:
-    """Return a block as `ticks` messages, one frame each, none much longer than PIECE_BYTES."""
-    rows = block.encode("batch")
-    session_id = msgspec.json.encode(block.session_id)
+    Unlike `Rows.cut` it says which rows they are, so that the last seq written is known.
+    """
     first, count = 0, len(rows)
     while first < count:
-        last = min(first + MAX_TICKS, count)
-        data = rows.bytes(first, last)
-        while len(data) > PIECE_BYTES and last - first > 1:
-            last = first + (last - first) // 2
-            data = rows.bytes(first, last)
+        last = min(first + most, count)
+        while (size := len(rows.bytes(first, last))) > PIECE_BYTES and last - first > 1:
+            last = first + max(1, (last - first) * PIECE_BYTES // size)
+        yield first, last
+        first = last
+
+
+def tick_frames(block: Block) -> Iterator[tuple[int, memoryview]]:
+    """Return a block as `tick` messages: (last seq, whole frames), piece by piece."""
+    rows = block.encode("tick")
+    for first, last in pieces(rows, len(rows)):
+        yield block.first_seq + last - 1, rows.bytes(first, last)
+
+
+def ticks_frames(block: Block) -> Iterator[tuple[int, bytes]]:
+    """Return a block as `ticks` messages: (last seq, the frame of one message)."""
+    rows = block.encode("batch")
+    session_id = msgspec.json.encode(block.session_id)
+    for first, last in pieces(rows, MAX_TICKS):
         head = b'{"type":"ticks","session_id":%b,"epoch":%d,"first_seq":%d,"data":[' % (
             session_id,
             block.epoch,
             block.first_seq + first,
         )
-        yield text_frame(head, data[:-1], b"]}")  # each row ends in a comma; the last has to go
-        first = last
+        # Each row ends in a comma; the last one has to go.
+        frame = text_frame(head, rows.bytes(first, last)[:-1], b"]}")
+        yield block.first_seq + last - 1, frame
 
 
 class Follower:
@@ -66,7 +77,7 @@ class Follower:
         self.sending = False
         self.evicted = False
         self.done = trio.Event()
-        self._encode: Callable[[Block], Iterator[bytes | memoryview]] = (
+        self._encode: Callable[[Block], Iterator[tuple[int, bytes | memoryview]]] = (
             ticks_frames if delivery == "batch" else tick_frames
         )
         self._frames = frames
@@ -108,11 +119,11 @@ class Follower:
             self._epoch = item.fields.get("epoch", self._epoch)
             self._seq = item.fields.get("seq", self._seq)
             return
-        for piece in self._encode(item):
+        for seq, frames in self._encode(item):
             if self._leaving:
                 return
-            await self._send(piece)
-        self._epoch, self._seq = item.epoch, item.first_seq + len(item) - 1
+            await self._send(frames)
+            self._epoch, self._seq = item.epoch, seq
 
     async def _send(self, frames: bytes | memoryview) -> None:
         self.sending = True

@@ -12,7 +12,12 @@ from typing import Annotated, ClassVar
 
 import trio
 from msgspec import Meta
-from trio_websocket import ConnectionClosed, WebSocketRequest, wrap_server_stream
+from trio_websocket import (
+    ConnectionClosed,
+    WebSocketConnection,
+    WebSocketRequest,
+    wrap_server_stream,
+)
 from wsproto.utilities import ProtocolError
 
 from tardisd.errors import PluginError
@@ -24,12 +29,13 @@ from tardisd.supervise import attempt, describe
 from tardisd_websocket.access import Access, is_loopback, normalise_origin, parse_listen
 from tardisd_websocket.connection import GOING_AWAY, Connection, refuse
 from tardisd_websocket.requests import Quota
-from tardisd_websocket.stream import FrameStream, Transport, tune
+from tardisd_websocket.stream import FrameStream, Transport, close_frame, tune
 
 HANDSHAKE_SECS = 10.0
 STOP_SECS = 3.0
 MORE_SOCKETS = 100  # that may be in the handshake, or being told that the house is full
 READ_BYTES = 16 * 1024
+NEVER_SENT = frozenset({1005, 1006, 1015})  # close codes that only exist locally
 
 log = Log("tardisd.websocket")
 
@@ -220,6 +226,7 @@ class WebSocketSink(Sink[WebSocketOptions]):
             return
         refusal = self._access.refusal(request.path, request.headers)
         websocket = await request.accept()
+        frames.farewell = partial(_farewell, websocket)
         if refusal is not None:
             await refuse(websocket, frames, refusal)
             return
@@ -236,6 +243,13 @@ class WebSocketSink(Sink[WebSocketOptions]):
         async with trio.open_nursery() as nursery:
             for connection in self._connections:
                 nursery.start_soon(connection.close, GOING_AWAY, "the server stops")
+
+
+def _farewell(websocket: WebSocketConnection) -> bytes | None:
+    reason = websocket.closed
+    if reason is None or reason.code in NEVER_SENT:
+        return None
+    return close_frame(reason.code, reason.reason or "")
 
 
 async def _cancellable(

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import trio
 
-if TYPE_CHECKING:
-    Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 PIECE_BYTES = 256 * 1024  # written under one hold of the lock, so that pongs and replies get in
 SEND_BUFFER_BYTES = 128 * 1024  # a pause reaches a slow client soon when little is in flight
@@ -41,6 +40,12 @@ def text_frame(*parts: bytes | memoryview) -> bytes:
     return b"".join((frame_header(sum(map(len, parts))), *parts))
 
 
+def close_frame(code: int, reason: str) -> bytes:
+    """Return a close frame; a reason that is too long is cut."""
+    payload = struct.pack("!H", code) + reason.encode()[:123]
+    return bytes((_CLOSE, len(payload))) + payload
+
+
 def tune(stream: trio.SocketStream) -> None:
     """Set the socket's options: little in flight, large writes, no delay."""
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -58,6 +63,7 @@ class FrameStream(trio.abc.Stream):
         self._closing = False
         self._reading = False
         self.broken = False
+        self.farewell: Callable[[], bytes | None] = lambda: None
         self.ended = trio.Event()
         self.heard_at = trio.current_time()
         self.sent_since_heard = 0
@@ -106,28 +112,34 @@ class FrameStream(trio.abc.Stream):
         """Close; after a close frame first hear the client out, for a moment.
 
         Closing a socket with unread bytes in it makes TCP reset the connection, and the client
-        would lose the close frame that says what was wrong.
+        would lose the close frame that says what was wrong. When a client breaks the protocol,
+        trio-websocket closes without sending one; `farewell` is asked for it then.
         """
-        linger = self._closing and not self._reading and not self.ended.is_set()
-        self._closing = True
+        ended = self.ended.is_set()
         self.ended.set()
         try:
-            if linger and not self.broken:
-                with trio.move_on_after(LINGER_SECS):
+            with trio.move_on_after(LINGER_SECS):
+                await self._say_farewell()
+                if self._closing and not (ended or self._reading or self.broken):
                     await self._hear_out()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client is gone already
         finally:
+            self._closing = True
             with trio.move_on_after(LINGER_SECS):
                 await self._transport.aclose()
 
+    async def _say_farewell(self) -> None:
+        word = self.farewell()
+        if word is not None and not (self._closing or self.broken):
+            await self.send_all(word)
+
     async def _hear_out(self) -> None:
-        try:
-            if isinstance(self._transport, trio.SocketStream):
-                await self._transport.send_eof()
-            left = LINGER_BYTES
-            while left > 0 and (data := await self._transport.receive_some(65536)):
-                left -= len(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-            pass  # gone already, or closed by another task: nothing left to hear
+        if isinstance(self._transport, trio.SocketStream):
+            await self._transport.send_eof()
+        left = LINGER_BYTES
+        while left > 0 and (data := await self._transport.receive_some(65536)):
+            left -= len(data)
 
     async def abort(self) -> None:
         """Drop the connection at once, whatever is in flight."""
