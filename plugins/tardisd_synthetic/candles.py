@@ -83,6 +83,8 @@ def _join(parts: list[_Parts], power: int) -> _Parts:
         for field in fields(_Parts)
     }
     opens = columns["opens"]
+    if not len(opens):
+        return _Parts(**columns)
     first = np.flatnonzero(np.concatenate(([True], opens[1:] != opens[:-1])))
     last = np.append(first[1:], len(opens)) - 1
     fraction = np.add.reduceat(columns["fraction"], first)
@@ -133,7 +135,7 @@ class Candles:
         self._interval = interval
         self._span = span
         self._done = span.start
-        self._parts: list[_Parts] = []
+        self._parts = [_Parts(*(np.empty(0, np.int64) for _ in fields(_Parts)))]
         self._last_ticks: int | None = None
 
     def pages(self) -> Iterator[Page | None]:
