@@ -86,25 +86,18 @@ def coverage(connection: sqlite3.Connection, series_id: int) -> Coverage:
     return Coverage(Span(*row) for row in rows)
 
 
-def cover(connection: sqlite3.Connection, series_id: int, span: Span) -> bool:
-    """Add the span to the coverage; tell whether that changed it."""
-    if not span:
+def cover(connection: sqlite3.Connection, series_id: int, more: Coverage) -> bool:
+    """Add to the coverage; tell whether that changed it."""
+    if (hull := more.hull) is None:
         return False
-    near = _touching(connection, series_id, span)
-    if near.covers(span):
-        return False
-    _replace(connection, series_id, near, near.union(span))
-    return True
+    near = _touching(connection, series_id, hull)
+    return _replace(connection, series_id, near, near.union(more))
 
 
 def uncover(connection: sqlite3.Connection, series_id: int, span: Span) -> bool:
     """Take the span out of the coverage; tell whether that changed it."""
     near = _touching(connection, series_id, span)
-    rest = near.subtract(span)
-    if rest == near:
-        return False
-    _replace(connection, series_id, near, rest)
-    return True
+    return _replace(connection, series_id, near, near.subtract(span))
 
 
 def _touching(connection: sqlite3.Connection, series_id: int, span: Span) -> Coverage:
@@ -119,15 +112,17 @@ def _touching(connection: sqlite3.Connection, series_id: int, span: Span) -> Cov
     return Coverage(near for near in spans if near.end >= span.start)
 
 
-def _replace(connection: sqlite3.Connection, series_id: int, old: Coverage, new: Coverage) -> None:
+def _replace(connection: sqlite3.Connection, series_id: int, old: Coverage, new: Coverage) -> bool:
+    before, after = set(old), set(new)
     connection.executemany(
         "DELETE FROM coverage WHERE series_id = ? AND start_ts = ?",
-        [(series_id, span.start) for span in old],
+        [(series_id, span.start) for span in before - after],
     )
     connection.executemany(
         "INSERT INTO coverage (series_id, start_ts, end_ts) VALUES (?, ?, ?)",
-        [(series_id, span.start, span.end) for span in new],
+        [(series_id, span.start, span.end) for span in after - before],
     )
+    return before != after
 
 
 def gaps(connection: sqlite3.Connection, series_id: int) -> list[Gap]:
@@ -167,16 +162,16 @@ def record_gaps(connection: sqlite3.Connection, series_id: int, new: Iterable[Ga
 
 
 def forget_gaps(
-    connection: sqlite3.Connection, series_id: int, span: Span, *, covered: bool
+    connection: sqlite3.Connection, series_id: int, taken: Coverage, *, covered: bool
 ) -> bool:
-    """Drop what is recorded of the span; tell whether that changed anything.
+    """Drop what is recorded of the spans; tell whether that changed anything.
 
     With `covered`, only the causes that time without coverage alone can have.
     """
-    if not span:
+    if (hull := taken.hull) is None:
         return False
-    taken, kept = Coverage([span]), []
-    old = _gaps_near(connection, series_id, span)
+    kept = []
+    old = _gaps_near(connection, series_id, hull)
     for gap in old:
         if covered and gap.cause not in _ENDED_BY_COVERAGE:
             kept.append(gap)

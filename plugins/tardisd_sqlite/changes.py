@@ -17,7 +17,7 @@ from tardisd.errors import DataError
 from tardisd.market.check import check_batch
 from tardisd.market.columns import SCHEMAS, Batch
 from tardisd.market.series import Series
-from tardisd.market.span import Gap, Span
+from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.exchange import Page
 from tardisd.plugins.storage import Appended
 from tardisd_sqlite import catalogue, chunks
@@ -67,9 +67,9 @@ class Change:
         """
         appended = self._insert(batch) if len(batch) else Appended()
         changed = bool(appended.added or appended.revised)
-        for span in page.covered:
-            changed |= catalogue.cover(self._connection, self.entry.id, span)
-            changed |= catalogue.forget_gaps(self._connection, self.entry.id, span, covered=True)
+        covered = page.covered
+        changed |= catalogue.cover(self._connection, self.entry.id, covered)
+        changed |= catalogue.forget_gaps(self._connection, self.entry.id, covered, covered=True)
         changed |= catalogue.record_gaps(self._connection, self.entry.id, page.gaps)
         if changed:
             catalogue.update(self._connection, self.entry)
@@ -101,7 +101,8 @@ class Change:
         gone = rows - self.entry.rows
         changed = bool(gone)
         changed |= catalogue.uncover(self._connection, self.entry.id, span)
-        changed |= catalogue.forget_gaps(self._connection, self.entry.id, span, covered=False)
+        taken = Coverage([span])
+        changed |= catalogue.forget_gaps(self._connection, self.entry.id, taken, covered=False)
         if changed:
             catalogue.update(self._connection, self.entry)
         return gone, changed

@@ -54,8 +54,10 @@ class Storage(Plugin[OptionsT]):
         Idempotent: rows of the same key (candle: open time; trade: id and event time, or content
         where there is no id) and content are `unchanged`, with other content `revised` (the new row
         replaces the old). Pages may come in any order, overlap, and be empty. Rows end up sorted
-        by event time, then numeric id where there is one, else page order. Raises StorageError;
-        then nothing of the page is stored. A cancelled call has either committed all or nothing.
+        by event time, then numeric id where there is one, else page order. What is covered now has
+        no recorded gap any more whose cause is one of time without coverage only. Raises
+        StorageError, or DataError for rows that cannot be stored; then nothing of the page is
+        stored. A cancelled call has either committed all or nothing.
         """
 
     @abstractmethod
@@ -102,4 +104,7 @@ class Storage(Plugin[OptionsT]):
 
     @abstractmethod
     async def delete(self, series: Series, span: Span) -> int:
-        """Remove the rows with event time in `span` and its coverage; return how many rows."""
+        """Remove the rows with event time in `span`, its coverage and its recorded gaps.
+
+        Returns how many rows went. The series' version grows on.
+        """

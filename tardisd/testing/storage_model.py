@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -115,16 +115,16 @@ class Model:
             else:
                 revised += 1
             self.rows[key] = row
-        self.coverage = self.coverage.union(page.span)
+        self.coverage = self.coverage.union(page.covered)
         only_uncovered = set(UNCOVERED_CAUSES) - set(COVERED_CAUSES)
-        self._cut(page.span, lambda gap: gap.cause in only_uncovered)
+        self._cut(page.covered, lambda gap: gap.cause in only_uncovered)
         self.record_gaps(page.gaps)
         return Appended(added, unchanged, revised)
 
     def record_gaps(self, gaps: Sequence[Gap]) -> None:
         """Keep gaps; a later one replaces what it overlaps."""
         for gap in filter(lambda gap: gap.span, gaps):
-            self._cut(gap.span, lambda _: True)
+            self._cut(Coverage([gap.span]), lambda _: True)
             self.gaps.append(gap)
         self.gaps = joined(sorted(self.gaps, key=lambda gap: gap.span))
 
@@ -133,11 +133,10 @@ class Model:
         kept = {key: row for key, row in self.rows.items() if row.ts_event not in span}
         gone = len(self.rows) - len(kept)
         self.rows, self.coverage = kept, self.coverage.subtract(span)
-        self._cut(span, lambda _: True)
+        self._cut(Coverage([span]), lambda _: True)
         return gone
 
-    def _cut(self, span: Span, which: Callable[[Gap], bool]) -> None:
-        taken = Coverage([span])
+    def _cut(self, taken: Coverage, which: Callable[[Gap], bool]) -> None:
         self.gaps = [
             Gap(rest, gap.cause)
             for gap in self.gaps
@@ -180,7 +179,8 @@ class Draw:
         gaps = []
         if span and self.random.random() < 0.2:
             gaps = [Gap(span, self.random.choice(COVERED_CAUSES))]
-        return page_of(self.series, rows, span, gaps)
+        holes = (self.span(), self.span()) if self.random.random() < 0.2 else ()
+        return replace(page_of(self.series, rows, span, gaps), holes=holes)
 
     def gap(self) -> Gap:
         """Return a gap of any cause."""
