@@ -16,7 +16,7 @@ from tardisd.errors import DataError, StorageError
 from tardisd.market.check import check_batch, same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.series import Instrument, Series
-from tardisd.market.span import Coverage, Gap, Span
+from tardisd.market.span import COVERED_CAUSES, Coverage, Gap, Span
 from tardisd.plugins.base import Options
 from tardisd.plugins.exchange import Page
 from tardisd.plugins.storage import Appended, SeriesInfo, Storage
@@ -30,6 +30,12 @@ class _Kept:
     coverage: Coverage = field(default_factory=Coverage)
     gaps: list[Gap] = field(default_factory=list)
     version: int = 0
+
+    def change(self, batch: Batch, coverage: Coverage, gaps: list[Gap], *, changed: bool) -> None:
+        """Replace all; the version grows when the rows `changed`, or anything else does."""
+        changed |= coverage != self.coverage or gaps != self.gaps
+        self.batch, self.coverage, self.gaps = batch, coverage, gaps
+        self.version += changed
 
 
 class MemoryStorage(Storage[Options]):
@@ -51,11 +57,13 @@ class MemoryStorage(Storage[Options]):
         kept = self._kept.setdefault(series.key, _Kept(Batch.empty(series)))
         batch, appended = _merge(kept.batch, page.batch)
         coverage = kept.coverage.union(page.covered)
-        changed = appended.added or appended.revised or coverage != kept.coverage
-        kept.batch, kept.coverage = batch, coverage
-        kept.version += bool(changed)
-        if page.gaps:
-            await self.record_gaps(series, page.gaps)
+        gaps = [gap for gap in kept.gaps if gap.cause in COVERED_CAUSES]
+        for gap in kept.gaps:
+            if gap.cause not in COVERED_CAUSES:
+                gaps += _pieces([gap], page.covered)
+        gaps = _with(sorted(gaps, key=lambda gap: gap.span), page.gaps)
+        changed = bool(appended.added or appended.revised)
+        kept.change(batch, coverage, gaps, changed=changed)
         return appended
 
     def read(
@@ -95,15 +103,7 @@ class MemoryStorage(Storage[Options]):
         """Keep why spans have no data."""
         await trio.lowlevel.checkpoint()
         kept = self._kept.setdefault(series.key, _Kept(Batch.empty(series)))
-        before = list(kept.gaps)
-        for new in gaps:
-            rest = [
-                Gap(part, old.cause)
-                for old in kept.gaps
-                for part in Coverage([old.span]).subtract(new.span)
-            ]
-            kept.gaps = sorted([*rest, new], key=lambda gap: gap.span)
-        kept.version += kept.gaps != before
+        kept.change(kept.batch, kept.coverage, _with(kept.gaps, gaps), changed=False)
 
     async def list_series(self) -> Sequence[SeriesInfo]:
         """Return what is kept."""
@@ -144,14 +144,14 @@ class MemoryStorage(Storage[Options]):
         self._instruments[instrument.exchange, symbol.kind, venue_id] = instrument
 
     async def delete(self, series: Series, span: Span) -> int:
-        """Remove rows and coverage of the span."""
+        """Remove rows, coverage and gaps of the span."""
         await trio.lowlevel.checkpoint()
         kept = self._find(series)
         times = kept.batch.ts_event
         gone = (times >= span.start) & (times < span.end)
         coverage = kept.coverage.subtract(span)
-        kept.version += bool(gone.any()) or coverage != kept.coverage
-        kept.batch, kept.coverage = kept.batch[~gone], coverage
+        gaps = _pieces(kept.gaps, Coverage([span]))
+        kept.change(kept.batch[~gone], coverage, gaps, changed=bool(gone.any()))
         return int(gone.sum())
 
     def _find(self, series: Series) -> _Kept:
@@ -169,13 +169,34 @@ def _merge(old: Batch, new: Batch) -> tuple[Batch, Appended]:
     known = np.array([pair[0] for pair in pairs], np.intp)
     again = np.array([pair[1] for pair in pairs], np.intp)
     unchanged = int(same_rows(old[known], new[again]).sum()) if pairs else 0
-    keep = np.ones(len(old), np.bool_)
-    keep[known] = False
-    added = len(new) - len(pairs)
-    appended = Appended(added, unchanged, len(pairs) - unchanged)
-    if not added and not appended.revised:
-        return old, appended
-    return _sorted(Batch.concat([old[keep], new])), appended
+    appended = Appended(len(new) - len(pairs), unchanged, len(pairs) - unchanged)
+    fresh = np.ones(len(new), np.bool_)
+    fresh[again] = False
+    # A revision takes the place of the row it replaces.
+    rows = np.arange(len(old))
+    rows[known] = len(old) + again
+    rows = np.concatenate([rows, len(old) + np.flatnonzero(fresh)])
+    return _sorted(Batch.concat([old, new])[rows]), appended
+
+
+def _pieces(gaps: Sequence[Gap], taken: Coverage) -> list[Gap]:
+    """Return what is left of the gaps."""
+    return [Gap(rest, gap.cause) for gap in gaps for rest in taken.gaps(gap.span)]
+
+
+def _with(gaps: list[Gap], more: Sequence[Gap]) -> list[Gap]:
+    """Return the gaps, each of `more` replacing what it overlaps; neighbours of a cause join."""
+    for new in more:
+        if new.span:
+            gaps = [*_pieces(gaps, Coverage([new.span])), new]
+    joined: list[Gap] = []
+    for gap in sorted(gaps, key=lambda gap: gap.span):
+        last = joined[-1] if joined else None
+        if last is not None and last.cause == gap.cause and last.span.end == gap.span.start:
+            joined[-1] = Gap(Span(last.span.start, gap.span.end), gap.cause)
+        else:
+            joined.append(gap)
+    return joined
 
 
 def _sorted(batch: Batch) -> Batch:
