@@ -102,10 +102,13 @@ def decoder(environ: Mapping[str, str]) -> Callable[[type[Any], object], Any]:
 def _explain(error: msgspec.ValidationError, value: object, kind: Any) -> tuple[Path, str]:
     """Return where within the value the error lies, and what it says in our words."""
     message, _, where = str(error).partition(" - at `$")
-    inner = tuple(int(index) for index in re.findall(r"\[(\d+)\]", where))
+    inner: Path = tuple(
+        int(index) if index else key
+        for index, key in re.findall(r"\[(\d+)\]|\.([A-Za-z0-9_-]+)", where)
+    )
     found: Any = value
-    for index in inner:
-        found = found[index] if isinstance(found, list) and index < len(found) else None
+    for part in inner:  # what stands in a table within is not shown: it may be a secret
+        found = found[part] if isinstance(found, list) and isinstance(part, int) else None
     info = inspect.type_info(kind)
     if message.startswith("Invalid enum value"):
         text = f"{_shown(found)} is not allowed; {_choices(info, found)}"

@@ -20,7 +20,7 @@ class Findings:
     def add(self, path: Path, text: str) -> None:
         """Note a problem with what stands, or should stand, at `path`."""
         file, line = self.place(path)
-        self.problems.append(Problem(file, line, dotted(path), text))
+        self.problems.append(Problem(file, line, dotted(path), " ".join(text.split())))
 
     def place(self, path: Path) -> tuple[str, int]:
         """Return the file and line of `path`, or of the closest thing around it."""

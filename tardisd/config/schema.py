@@ -30,10 +30,26 @@ _SOME_NOW = from_datetime(datetime.date(2025, 1, 1))
 Names = Annotated[tuple[str, ...], Meta(max_length=1000)]
 
 
-class Moment:
+class _Written:
+    """A value that keeps how it was written; two are equal when they were written alike."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and str(other) == self.text
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.text))
+
+
+class Moment(_Written):
     """An instant, or an offset from the time when it is asked for (`-30d`, `now`)."""
 
-    __slots__ = ("fixed", "text")
+    __slots__ = ("fixed",)
 
     def __init__(self, text: str, fixed: int | None) -> None:
         self.text = text
@@ -64,14 +80,11 @@ class Moment:
             return False
         return self.at(_SOME_NOW) >= other.at(_SOME_NOW)
 
-    def __str__(self) -> str:
-        return self.text
 
-
-class Duration:
+class Duration(_Written):
     """A length of time such as `90s`, `5m` or `1.5h`; `ns` is never negative."""
 
-    __slots__ = ("ns", "text")
+    __slots__ = ("ns",)
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -86,14 +99,11 @@ class Duration:
             raise ValueError("expected a duration: '500ms', '30s', '5m', '1h', '7d' or '2w'")
         return cls(value.strip())
 
-    def __str__(self) -> str:
-        return self.text
 
-
-class TimeOfDay:
+class TimeOfDay(_Written):
     """A time of day, UTC, as `02:30` or TOML's local time; `ns` counts from midnight."""
 
-    __slots__ = ("ns", "text")
+    __slots__ = ("ns",)
 
     def __init__(self, value: datetime.time) -> None:
         self.text = value.isoformat()
@@ -112,9 +122,6 @@ class TimeOfDay:
         if not isinstance(moment, datetime.time) or moment.tzinfo is not None:
             raise ValueError("expected a time of day, UTC, without zone: '02:30'")
         return cls(moment)
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class DaemonTable(Options, frozen=True, kw_only=True):
@@ -185,7 +192,7 @@ class SessionTable(Options, frozen=True, kw_only=True):
             min_length=1,
             max_length=1000,
             description="what to replay: exchange:symbol@data_type",
-            examples=[["binance:BTC/USDT@candle_1m"]],
+            examples=[["synthetic:BTC/USDT@candle_1m"]],
         ),
     ]
     start: Annotated[
@@ -218,7 +225,7 @@ class BackfillTable(Options, frozen=True, kw_only=True):
     """`[backfills.NAME]`: history that the daemon fetches and keeps up to date."""
 
     exchange: Annotated[
-        str, Meta(description="the exchange to ask, by section name", examples=["binance"])
+        str, Meta(description="the exchange to ask, by section name", examples=["synthetic"])
     ]
     symbols: Annotated[
         tuple[str, ...],
