@@ -93,4 +93,4 @@ class Access:
 
 
 def _values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in headers if key.lower() == name]
+    return [value.decode("utf-8", "replace") for key, value in headers if key.lower() == name]
