@@ -33,7 +33,7 @@ WORDS = st.sampled_from(
         "mark",
         "1h",
         "~",
-        "\x00",
+        "\0",
         "binance:BTC/USDT@trade",
         "BTC/USDT",
         "candle_1m",
