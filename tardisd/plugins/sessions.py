@@ -10,7 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tardisd.market.columns import Batch
+from tardisd.market.decimals import Ints
 from tardisd.market.series import Series
 
 Speed = float | Literal["max"]
@@ -75,10 +79,17 @@ class Block(Protocol):
     def last_release(self) -> int:
         """Release time (ns) of the last tick."""
 
+    @property
+    def release(self) -> Ints:
+        """Release time (ns) of each tick, ascending."""
+
     def __len__(self) -> int: ...
 
     def encode(self, form: str) -> Rows:
         """Return the ticks as bytes, encoded once per form and shared (`tardisd.wire.FORMS`)."""
+
+    def series_rows(self) -> Sequence[tuple[Series, NDArray[np.intp]]]:
+        """Return the series of the ticks, each with the numbers (from 0) of its rows, ascending."""
 
     def batches(self) -> Sequence[tuple[Batch, Sequence[int]]]:
         """Return the ticks as one batch per series, each with its sequence numbers (slow path)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import ClassVar
 
 from tardisd.plugins.base import OptionsT, Plugin
 from tardisd.plugins.sessions import Block, Notice, Session
@@ -31,7 +30,7 @@ class Sink(Plugin[OptionsT]):
     `forms` are the encodings that its writers ask blocks for; they are then made ahead.
     """
 
-    forms: ClassVar[tuple[str, ...]] = ()
+    forms: tuple[str, ...] = ()
 
     def open(self, session: Session) -> AbstractAsyncContextManager[Writer | None]:
         """Open a stream for the session; leaving it completes what was written.

@@ -127,6 +127,11 @@ class SessionBlock:
         """Release time (ns) of the last tick."""
         return int(self._whole.release[self._last - 1])
 
+    @property
+    def release(self) -> Ints:
+        """Release time (ns) of each tick, ascending."""
+        return self._whole.release[self._first : self._last]
+
     def encode(self, form: str) -> RowSlice:
         """Return the ticks as rows of bytes, made once per form and shared by all followers."""
         rows = self._whole.encode(form)
@@ -145,6 +150,20 @@ class SessionBlock:
                 part = ticks.take(slice(int(low), int(high)))
                 within = seqs[low:high]
                 found += [(batch, within[rows].tolist()) for batch, rows in part.batches()]
+        return found
+
+    def series_rows(self) -> Sequence[tuple[Series, NDArray[np.intp]]]:
+        """Return the series of the ticks, each with the numbers (from 0) of its rows, ascending."""
+        found: list[tuple[Series, NDArray[np.intp]]] = []
+        for kind, ticks in enumerate(self._whole.kinds):
+            places = self._whole.seqs(kind) - self.first_seq
+            low, high = np.searchsorted(places, [0, len(self)])
+            places, ranks = places[low:high], ticks.rank[low:high]
+            present = np.unique(ranks).tolist()
+            if len(present) == 1:
+                found.append((ticks.series[present[0]], places))
+            else:
+                found += [(ticks.series[rank], places[ranks == rank]) for rank in present]
         return found
 
     def newest_rows(self) -> list[tuple[int, Series]]:

@@ -154,7 +154,7 @@ def _csv_pieces(ticks: Ticks) -> Iterator[_Piece]:
 
 
 def _csv_cell(text: str) -> str:
-    if any(mark in text for mark in ',"\n\r'):
+    if any(mark in text for mark in ',"\n\r '):
         doubled = text.replace('"', '""')
         return f'"{doubled}"'
     return text
@@ -218,8 +218,13 @@ def _id_pieces(ids: Ids) -> Iterator[_Piece]:
     if ids.dtype.kind == "i":
         yield _texts(f',"id":"{number}"' for number in texts)
     else:  # an empty id is an absent one
-        cells = (json.dumps(raw.decode(), ensure_ascii=False) if raw else "" for raw in texts)
+        cells = (_json_cell(raw.decode()) if raw else "" for raw in texts)
         yield _texts(f',"id":{cell}' if cell else "" for cell in cells)
+
+
+def _json_cell(text: str) -> str:
+    """Return JSON text in which no blank is part of a string: blanks are padding everywhere."""
+    return json.dumps(text, ensure_ascii=False).replace(" ", "\\u0020")
 
 
 def _number_pieces(prefix: bytes, parts: Parts, keep_prefix: bool = False) -> Iterator[_Piece]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from tardisd.market.columns import SCHEMAS, Batch
 from tardisd.market.series import Series
 from tardisd.market.ticks import Ticks
-from tardisd.wire.digits import BLANK
 from tardisd.wire.encode import Encoder, Frame
 
 
@@ -18,17 +18,35 @@ def encode_batch(batch: Batch, form: Literal["csv", "ndjson"], first_seq: int = 
     """Return the rows as text without padding, one line each, values exact."""
     if not len(batch):
         return b""
+    ids = batch.ids
+    blank = None
+    if form == "csv" and ids is not None and ids.dtype.kind == "S":
+        blank = _stand_in(ids)
+        if blank is not None:
+            filled = [raw.replace(b" ", blank) for raw in ids.tolist()]
+            batch = replace(batch, ids=np.array(filled, np.bytes_))
     ticks = Ticks.of(batch)
     seqs = np.arange(first_seq, first_seq + len(batch))
     rows, _ = Encoder(Frame(form, stamped=False)).encode(ticks, seqs)
-    return compact(rows.reshape(-1), ticks.ids)
+    text = squeeze(rows.reshape(-1).data)
+    return text if blank is None else text.replace(blank, b" ")
 
 
-def compact(text: NDArray[np.uint8], ids: NDArray[np.int64] | NDArray[np.bytes_] | None) -> bytes:
-    """Return encoded text without its padding, unless some id has blanks of its own."""
-    if ids is not None and ids.dtype.kind == "S" and any(b" " in raw for raw in ids.tolist()):
-        return text.tobytes()
-    return bytes(text[text != BLANK])
+def _stand_in(ids: NDArray[np.bytes_]) -> bytes | None:
+    """Return a character that can stand for the blanks in ids, which are no padding, or None."""
+    texts = b"\n".join(ids.tolist())
+    if b" " not in texts:
+        return None
+    private = (chr(code).encode() for code in range(0xE000, 0xF900))
+    return next(char for char in private if char not in texts)
+
+
+def squeeze(rows: bytes | memoryview) -> bytes:
+    """Return encoded rows without their padding.
+
+    JSON strings have no blanks in them; CSV must have no quoted cells.
+    """
+    return bytes(rows).replace(b" ", b"")
 
 
 def csv_header(series: Series) -> bytes:

@@ -1,0 +1,124 @@
+"""Blocks as pieces: the lines that go to one file; cut the same way at every attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
+from typing import Literal
+
+import numpy as np
+
+from tardisd.market.series import Series
+from tardisd.market.time import DAY
+from tardisd.plugins.sessions import Block
+from tardisd.wire.text import csv_header, encode_batch, squeeze
+
+from .template import SERIES_FIELDS, PathTemplate, safe_name, safe_symbol
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Whole lines for one file. `key` tells files apart, `day` is None unless files end by day."""
+
+    key: str
+    path: str
+    day: int | None
+    header: bytes
+    lines: bytes
+
+
+class Cutter:
+    """Cuts a session's blocks into pieces, by the template, format and rotation asked for."""
+
+    def __init__(
+        self,
+        template: PathTemplate,
+        form: Literal["ndjson", "csv"],
+        by_day: bool,
+        session_id: str,
+    ) -> None:
+        self._template = template
+        self._form = form
+        self._by_day = by_day or "date" in template.fields
+        self._by_series = bool(template.fields & SERIES_FIELDS)
+        self._session_id = safe_name(session_id)
+
+    def pieces(self, block: Block) -> Iterator[Piece]:
+        """Return the block in pieces; days in order, rows of one file in the session's order."""
+        for first, last, day in self._days(block):
+            text = bytes(block.encode(self._form).bytes(first, last))
+            if self._form == "csv" and b'"' in text:  # ids with blanks, commas or line ends
+                yield from self._csv_slowly(block, first, last, day)
+                continue
+            text = squeeze(text)
+            if not self._by_series:
+                path = self._path(None, day)
+                yield Piece(path, path, day, b"", text)
+                continue
+            files = self._files(block, first, last, day)
+            if len(files) == 1:
+                [(key, (series, path, _))] = files.items()
+                yield Piece(key, path, day, self._header(series), text)
+                continue
+            lines = text.split(b"\n")
+            for key, (series, path, rows) in files.items():
+                yield Piece(key, path, day, self._header(series), _joined(lines, rows))
+
+    def _days(self, block: Block) -> Iterator[tuple[int, int, int | None]]:
+        if not self._by_day:
+            yield 0, len(block), None
+            return
+        days = block.release // DAY
+        borders = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), len(days)]
+        for first, last in pairwise(borders):
+            yield first, last, int(days[first])
+
+    def _files(
+        self, block: Block, first: int, last: int, day: int | None
+    ) -> dict[str, tuple[Series, str, list[int]]]:
+        """Return by key: a series of the file, its path, and its rows counted from `first`."""
+        files: dict[str, tuple[Series, str, list[int]]] = {}
+        for series, places in block.series_rows():
+            low, high = np.searchsorted(places, [first, last])
+            if low < high:
+                path = self._path(series, day)
+                rows = (places[low:high] - first).tolist()
+                known = files.setdefault(self._key(series, path), (series, path, rows))
+                if known[2] is not rows:
+                    known[2].extend(rows)
+                    known[2].sort()
+        return files
+
+    def _csv_slowly(self, block: Block, first: int, last: int, day: int | None) -> Iterator[Piece]:
+        start = block.first_seq
+        for batch, seqs in block.batches():
+            low, high = np.searchsorted(np.asarray(seqs), [start + first, start + last])
+            if low < high:
+                path = self._path(batch.series, day)
+                lines = encode_batch(batch[int(low) : int(high)], "csv")
+                key = self._key(batch.series, path)
+                yield Piece(key, path, day, self._header(batch.series), lines)
+
+    def _key(self, series: Series, path: str) -> str:
+        """Return what tells files apart: two series never share a CSV file, whatever its name."""
+        return f"{path}\0{series}" if self._form == "csv" else path
+
+    def _header(self, series: Series) -> bytes:
+        return csv_header(series) if self._form == "csv" else b""
+
+    def _path(self, series: Series | None, day: int | None) -> str:
+        values = {"session_id": self._session_id}
+        if day is not None:
+            values["date"] = str(np.datetime64(day, "D"))
+        if series is not None:
+            values["exchange"] = safe_name(series.exchange)
+            values["symbol"] = safe_symbol(str(series.symbol))
+            values["data_type"] = safe_name(series.data_type.name)
+        return self._template.fill(values)
+
+
+def _joined(lines: Sequence[bytes], rows: Sequence[int]) -> bytes:
+    picked = itemgetter(*rows)(lines) if len(rows) > 1 else (lines[rows[0]],)
+    return b"\n".join((*picked, b""))

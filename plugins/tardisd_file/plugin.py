@@ -1,0 +1,200 @@
+"""The file sink: its options, its lifetime, and one writer per session; the files are elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+from weakref import WeakKeyDictionary
+
+import trio
+from msgspec import Meta
+
+from tardisd.errors import NotConnected, PluginError, Retry
+from tardisd.log import Log
+from tardisd.plugins.base import Context, Options
+from tardisd.plugins.sessions import Block, Session
+from tardisd.plugins.sink import Sink, Writer
+
+from .output import OutputFile, remove_leftovers
+from .pieces import Cutter
+from .stream import FileStream, Handles
+from .template import PathTemplate
+
+WRITING_THREADS = 4
+COMPLETE_SECS = 10.0
+RETRY_SECS = 1.0
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_HINTS = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or raise the quota",
+    errno.EACCES: "let the user that tardisd runs as write there",
+    errno.EPERM: "let the user that tardisd runs as write there",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.ENOTDIR: "a file stands where path needs a folder",
+    errno.ENAMETOOLONG: "shorten path",
+    errno.EMFILE: "lower max_open_files, or raise the limit of open files",
+}
+
+log = Log("tardisd.file")
+
+
+class FileOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of the file sink."""
+
+    path: Annotated[
+        str,
+        Meta(
+            description="where files go; relative to data_dir; with any of {session_id},"
+            " {exchange}, {symbol}, {data_type}, {date}"
+        ),
+    ]
+    format: Annotated[
+        Literal["ndjson", "csv", "parquet"],
+        Meta(description="ndjson, or csv, which needs {symbol} and {data_type} in path"),
+    ] = "ndjson"
+    compression: Annotated[str | None, Meta(description="not supported yet")] = None
+    rotate_bytes: Annotated[
+        int | None, Meta(ge=1, description="largest size of one file; no limit by default")
+    ] = None
+    rotate: Annotated[
+        Literal["day"] | None,
+        Meta(description="day: new files when a day (UTC) of market time begins"),
+    ] = None
+    max_open_files: Annotated[int, Meta(ge=1, description="files held open at once")] = 256
+
+    def __post_init__(self) -> None:
+        if self.format == "parquet":
+            raise ValueError("format 'parquet' is not supported yet; use 'ndjson' or 'csv'")
+        if self.compression is not None:
+            raise ValueError("compression is not supported yet; leave it out")
+        template = PathTemplate(self.path)
+        missing = [name for name in ("symbol", "data_type") if name not in template.fields]
+        if self.format == "csv" and missing:
+            raise ValueError(
+                "a csv file holds one series, so its path needs {symbol} and {data_type}; path"
+                f" {self.path!r} lacks {' and '.join(f'{{{name}}}' for name in missing)}"
+            )
+
+
+class FileSink(Sink[FileOptions]):
+    """Writes each session into files of its own, which get their names when they are complete."""
+
+    name: ClassVar[str] = "file"
+    Options: ClassVar[type[FileOptions]] = FileOptions
+
+    def __init__(self, options: FileOptions, context: Context) -> None:
+        super().__init__(options, context)
+        self.forms = (options.format,)
+        self._template = PathTemplate(options.path)
+        self._root = self._template.root(context.data_dir)
+        self._handles = Handles(options.max_open_files)
+        self._threads = trio.CapacityLimiter(WRITING_THREADS)
+        self._streams: WeakKeyDictionary[Session, FileStream] = WeakKeyDictionary()
+        self._unfinished: set[FileStream] = set()
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Remove what a crash left behind; at the end try once more what could not be completed."""
+        for path in await trio.to_thread.run_sync(self._clean):
+            log.warning("leftover removed", instance=self.context.name, path=str(path))
+        try:
+            yield
+        finally:
+            for stream in list(self._unfinished):
+                try:
+                    await self._shielded(stream.complete)
+                except OSError as error:
+                    log.error("file left unfinished", reason=str(error))
+
+    async def probe(self) -> None:
+        """Return when the folder takes files; raise PluginError when it does not."""
+        try:
+            await trio.to_thread.run_sync(self._try_out)
+        except OSError as error:
+            raise PluginError(_what_failed(error)) from None
+
+    @asynccontextmanager
+    async def open(self, session: Session) -> AsyncIterator[Writer]:
+        """Open the session's files; leaving it gives them their names."""
+        stream = self._streams.get(session)
+        if stream is None:
+            cutter = Cutter(
+                self._template,
+                "csv" if self.options.format == "csv" else "ndjson",
+                self.options.rotate == "day",
+                session.session_id,
+            )
+            stream = self._streams[session] = FileStream(
+                self._root, cutter, self.context.name, self.options.rotate_bytes, self._handles
+            )
+        self._unfinished.add(stream)
+        try:
+            yield FileWriter(stream, self._threads)
+        except BaseException:
+            try:
+                await self._shielded(stream.complete)
+            except OSError as error:  # tried again when the session is opened next, or at the end
+                log.warning("file not completed", reason=str(error))
+            raise
+        else:
+            with _as_plugin_errors():
+                await self._shielded(stream.complete)
+        finally:
+            if not stream.unfinished:
+                self._unfinished.discard(stream)
+
+    async def _shielded(self, call: Callable[[], None]) -> None:
+        with trio.move_on_after(COMPLETE_SECS, shield=True) as scope:
+            await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+        if scope.cancelled_caught:
+            raise OSError(errno.ETIMEDOUT, f"not completed within {COMPLETE_SECS:g} s")
+
+    def _clean(self) -> list[Path]:
+        pattern = self._template.folders_pattern()
+        folders = self._root.glob(pattern) if pattern else iter([self._root])
+        try:
+            return remove_leftovers(folders, self.context.name)
+        except OSError as error:
+            log.warning("leftovers not removed", reason=str(error))
+            return []
+
+    def _try_out(self) -> None:
+        trial = OutputFile(self._root / "probe", self.context.name)
+        try:
+            trial.append(b"\n")
+        finally:
+            trial.discard()
+
+
+class FileWriter(Writer):
+    """Writes a session's blocks; a block is delivered when all its rows are in the files."""
+
+    def __init__(self, stream: FileStream, threads: trio.CapacityLimiter) -> None:
+        self._stream = stream
+        self._threads = threads
+
+    async def write(self, block: Block, /) -> None:
+        """Append the block. Raises Retry when the disk is full, NotConnected for other trouble."""
+        with _as_plugin_errors():
+            await trio.to_thread.run_sync(self._stream.write, block, limiter=self._threads)
+
+
+@contextmanager
+def _as_plugin_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise Retry(_what_failed(error), after=RETRY_SECS) from None
+        raise NotConnected(_what_failed(error)) from None
+
+
+def _what_failed(error: OSError) -> str:
+    text = (error.strerror or str(error)).lower()
+    hint = _HINTS.get(error.errno or 0, "see to the folder and its file system")
+    place = "" if error.filename is None else f"{os.fspath(error.filename)}: "
+    return f"{place}{text}; {hint}"
