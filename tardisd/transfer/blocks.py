@@ -196,7 +196,9 @@ def _halves(column: Any) -> tuple[Ints, Ints]:
     return words[:, 0], words[:, 1]
 
 
-def _ids(column: Any) -> Ids:
+def _ids(column: Any) -> Ids | None:
+    if column.null_count == len(column):
+        return None
     pa = _arrow()
     lengths = pa.compute.binary_length(column.fill_null("")).to_numpy()
     if len(lengths) and int(lengths.max()) > MAX_ID_BYTES:

@@ -194,7 +194,7 @@ def read_carefully(block: Block, recipe: Recipe, series: Series, file: str) -> P
 def _parsed(series: Series, found: dict[str, list[Any]]) -> Parsed:
     schema = SCHEMAS[series.data_type.kind]
     ids: Ids | None = None
-    if schema.has_id and "id" in found:
+    if any(found.get("id", ())):
         ids = pack_ids(found["id"])
     sides = found.get("side", found.get("buyer_is_maker"))
     closes = found.get("close_time")

@@ -29,7 +29,7 @@ def recipe(scale: int) -> Recipe:
 
 
 def rows(batch: Batch) -> list[tuple]:
-    ids = batch.ids.astype(np.bytes_).tolist()
+    ids = [b""] * len(batch) if batch.ids is None else batch.ids.astype(np.bytes_).tolist()
     sides = batch.sides.tolist()
     values = [[Decimal(text) for text in batch.fields[n].texts()] for n in ("price", "amount")]
     return list(zip(ids, *values, batch.ts_event.tolist(), sides, strict=True))
