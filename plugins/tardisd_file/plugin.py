@@ -58,7 +58,8 @@ class FileOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=True
     ] = "ndjson"
     compression: Annotated[str | None, Meta(description="not supported yet")] = None
     rotate_bytes: Annotated[
-        int | None, Meta(ge=1, description="largest size of one file; no limit by default")
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="largest size of one file; no limit by default"),
     ] = None
     rotate: Annotated[
         Literal["day"] | None,

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import msgspec
 import trio
 
 from tardisd import __version__
+from tardisd.config.json_schema import options_schema
 from tardisd.config.load import load_config
 from tardisd.control.call import Call
 from tardisd.control.methods import Named, NoParams
@@ -99,13 +99,7 @@ def _plugin_json(record: PluginRecord) -> dict[str, Any]:
 
 def _options(record: PluginRecord) -> dict[str, Any]:
     options = getattr(record.cls, "Options", None)
-    if options is None:
-        return {}
-    # Types that JSON Schema does not know, such as secrets, are written as text in the config.
-    _, components = msgspec.json.schema_components(
-        [options], schema_hook=lambda _: {"type": "string"}
-    )
-    described: dict[str, Any] = components[options.__name__].get("properties", {})
+    described: dict[str, Any] = {} if options is None else options_schema(options)["properties"]
     return described
 
 

@@ -84,5 +84,9 @@ def _check(cls: Any, hook: str, contract: type[Any]) -> None:
     options: Any = getattr(cls, "Options", None)
     if not (isinstance(options, type) and issubclass(options, Options)):
         raise PluginError(f"{cls.__name__}.Options is not a subclass of tardisd.Options")
+    try:
+        msgspec.inspect.type_info(options)
+    except TypeError as error:
+        raise PluginError(f"{cls.__name__}.Options cannot be read from a config: {error}") from None
     if "plugin" in {field.encode_name for field in msgspec.structs.fields(options)}:
         raise PluginError(f"{cls.__name__}.Options may not have an option named 'plugin'")

@@ -119,6 +119,14 @@ def test_hidden_and_foreign_files_are_no_plugins(folder):
             "failed",
             "Good.Options is not a subclass of tardisd.Options",
         ),
+        (
+            "from typing import Annotated\nfrom msgspec import Meta\nimport tardisd\n"
+            "class Bounded(tardisd.Options, frozen=True, kw_only=True):\n"
+            "    size: Annotated[int | None, Meta(ge=1)] = None\n"
+            + GOOD.replace('name = "good"', 'name = "good"\n    Options = Bounded'),
+            "failed",
+            "Good.Options cannot be read from a config: Can only set `ge` on a numeric type",
+        ),
     ],
 )
 def test_a_broken_plugin_is_told_of_and_harms_no_other(folder, source, state, reason):
