@@ -9,7 +9,6 @@ field's name.
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import Any, TypeVar
 
@@ -120,16 +119,22 @@ def _not_json(text: str, error: msgspec.DecodeError) -> Refused:
         except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict):
-            raw_id = value.get("id")
-            usable = isinstance(raw_id, str | int | float) and not isinstance(raw_id, bool)
-            for field, found in value.items():
-                if isinstance(found, float) and not math.isfinite(found):
-                    echo = None
-                    if usable and field != "id":
-                        echo = _request_id(Raw(json.dumps(raw_id).encode()))
-                    problem = "is not a finite number; JSON has none such"
-                    return Refused("bad_request", f"{field[:100]}: {problem}", echo)
+            odd = [name for name, found in value.items() if not _is_json(found)]
+            if odd:
+                name = odd[0][:100].encode("utf-8", "replace").decode()
+                problem = f"{name}: is not a finite number; JSON has none such"
+                raw_id = value.get("id") if "id" not in odd else None
+                echo = None if raw_id is None else Raw(json.dumps(raw_id).encode())
+                return Refused("bad_request", problem, _request_id(echo))
     return Refused("bad_json", f"this is not JSON: {_lower(str(error))}")
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _request_id(raw: Raw | None) -> Raw | None:

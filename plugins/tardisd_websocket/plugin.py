@@ -35,7 +35,7 @@ HANDSHAKE_SECS = 10.0
 STOP_SECS = 3.0
 MORE_SOCKETS = 100  # that may be in the handshake, or being told that the house is full
 READ_BYTES = 16 * 1024
-NEVER_SENT = frozenset({1005, 1006, 1015})  # close codes that only exist locally
+BREACHES = frozenset({1002, 1003, 1007})
 
 log = Log("tardisd.websocket")
 
@@ -247,7 +247,7 @@ class WebSocketSink(Sink[WebSocketOptions]):
 
 def _farewell(websocket: WebSocketConnection) -> bytes | None:
     reason = websocket.closed
-    if reason is None or reason.code in NEVER_SENT:
+    if reason is None or reason.code not in BREACHES:
         return None
     return close_frame(reason.code, reason.reason or "")
 

@@ -79,6 +79,8 @@ class FrameStream(trio.abc.Stream):
         """Write what trio-websocket has to say: one whole frame, or the handshake."""
         async with self._lock:
             if data and data[0] == _CLOSE:
+                if self._closing:
+                    return
                 self._closing = True  # nothing may follow a close frame
             await self._write(data)
 
@@ -131,7 +133,7 @@ class FrameStream(trio.abc.Stream):
 
     async def _say_farewell(self) -> None:
         word = self.farewell()
-        if word is not None and not (self._closing or self.broken):
+        if word is not None and not self._closing:
             await self.send_all(word)
 
     async def _hear_out(self) -> None:
