@@ -1,0 +1,32 @@
+"""What a backfill has to fetch: the span asked for without what is stored; fetches nothing."""
+
+from __future__ import annotations
+
+from tardisd.market.series import Series
+from tardisd.market.span import Coverage, Span
+from tardisd.market.time import EARLIEST, LATEST, Interval
+
+
+def missing_spans(series: Series, span: Span, coverage: Coverage) -> list[Span]:
+    """Return what of `span` is to be fetched, in order.
+
+    Candles are asked for whole: their spans reach from an open to a close, even when `span` does
+    not. What continues the newest covered time begins with the last covered candle, because venues
+    revise recent ones. Nothing is returned when nothing is missing.
+    """
+    interval = series.data_type.interval
+    if interval is None:
+        return coverage.gaps(span)
+    if not span:
+        return []
+    missing = coverage.gaps(_whole(span, interval))
+    hull = coverage.hull
+    if missing and hull is not None and missing[-1].start == hull.end:
+        missing[-1] = Span(hull.end - 1, missing[-1].end)
+    return list(Coverage(_whole(part, interval) for part in missing))
+
+
+def _whole(span: Span, interval: Interval) -> Span:
+    """Return the span widened to whole candles, within the years that times may have."""
+    start, end = interval.floor(span.start), interval.ceil(span.end)
+    return Span(max(start, min(EARLIEST, span.start)), min(end, max(LATEST, span.end)))
