@@ -208,7 +208,8 @@ def _complete(ctx: click.Context, method: str, name: str, begin: str) -> list[Co
 
     from tardisd.errors import TardisError
 
-    control = ctx.find_object(Control) or Control()
+    options = ctx.find_root().params  # nothing has run yet that would have made a Control
+    control = Control(options.get("socket"), options.get("config"))
     try:
         with control.connect() as client:
             found = [str(item[name]) for item in client.call(method)]

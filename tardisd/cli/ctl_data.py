@@ -205,5 +205,7 @@ def backfill_run(
     def draw(told: dict[str, Any]) -> None:
         for item in told["results"]:
             _draw_imported(item)
+            if not item["complete"]:
+                click.echo(f"not all of it could be had: tardisctl series gaps {item['series']}")
 
     control.show(result, draw)

@@ -75,7 +75,14 @@ def series_coverage(
         ]
         render.table(("from", "to", "length"), rows)
 
-    control.show(control.call("series.coverage", params), draw)
+    result = control.call("series.coverage", params)
+    control.show(result, draw)
+    _warn_when_unknown(result)
+
+
+def _warn_when_unknown(result: dict[str, Any]) -> None:
+    if not result["stored"]:
+        render.warn(f"nothing is stored of {result['series']}; see `tardisctl series list`")
 
 
 @series.command("gaps")
@@ -105,6 +112,7 @@ def series_gaps(
         render.table(("from", "to", "length", "cause"), rows)
 
     control.show(result, draw)
+    _warn_when_unknown(result)
     if result["truncated"]:
         render.warn("there are more gaps; name a span with --from and --to, or raise --limit")
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from tardisd.backfill.job import run_backfill
 from tardisd.control.call import Call
 from tardisd.control.methods import Backfill, Export, Import
 from tardisd.control.services import Services
@@ -17,6 +18,7 @@ from tardisd.control.values import instant_json, series_of, span_of
 from tardisd.errors import RequestError
 from tardisd.market.series import Series
 from tardisd.plugins.exchange import Exchange
+from tardisd.transfer.exporting import export_series
 from tardisd.transfer.importing import ImportResult, import_files
 
 

@@ -34,16 +34,26 @@ class SeriesMethods:
         known = await self._services.storage(params.storage).coverage(series)
         span = part_of(params.start, params.end, known.hull)
         part = known.intersect(span) if span else known
-        return {"series": series.text, "spans": [span_json(covered) for covered in part]}
+        return {
+            "series": series.text,
+            "stored": bool(known),
+            "spans": [span_json(covered) for covered in part],
+        }
 
     async def gaps(self, params: GapsOf, call: Call) -> dict[str, Any]:
         """Return the gaps and their causes."""
         series = series_of(params.series)
         storage = self._services.storage(params.storage)
-        span = part_of(params.start, params.end, (await storage.coverage(series)).hull)
+        hull = (await storage.coverage(series)).hull
+        span = part_of(params.start, params.end, hull)
         found = await find_gaps(storage, series, span) if span else []
         listed = [{**span_json(gap.span), "cause": gap.cause} for gap in found[: params.limit]]
-        return {"series": series.text, "gaps": listed, "truncated": len(found) > params.limit}
+        return {
+            "series": series.text,
+            "stored": hull is not None,
+            "gaps": listed,
+            "truncated": len(found) > params.limit,
+        }
 
     async def delete(self, params: Deletion, call: Call) -> dict[str, Any]:
         """Delete rows and their coverage."""

@@ -232,3 +232,77 @@ async def test_the_configuration(rig):
         checked = await client.result("config.check")
         assert checked["valid"] is False
         assert ("daemon.storge", 2) in [(it["key"], it["line"]) for it in checked["problems"]]
+
+
+MADE = "synthetic:BTC/USDT@candle_1m"
+
+
+async def test_a_backfill_fetches_only_what_is_missing(rig):
+    span = {"from": MS, "to": MS + 3_600_000}
+    async with rig.client() as client:
+        answer, told = await client.ask("backfill.run", series=[MADE], **span)
+        (result,) = answer["result"]["results"]
+        assert result["series"] == MADE
+        assert result["complete"] is True
+        assert result["added"] > 0
+        last = told[-1]["params"]
+        assert (last["done"], last["total"], last["unit"]) == (3_600 * 10**9, 3_600 * 10**9, "ns")
+        assert last["job"].startswith("backfill.run-")
+        (again,) = (await client.result("backfill.run", series=[MADE], **span))["results"]
+        assert (again["pages"], again["added"]) == (0, 0)
+
+
+async def test_refusals_of_backfills(rig):
+    span = {"from": MS, "to": MS + 3_600_000}
+    async with rig.client() as client:
+        answer, _ = await client.ask("backfill.run", series=["okx:BTC/USDT@trade"], **span)
+        assert "no exchange instance of okx is configured" in answer["error"]["message"]
+        answer, _ = await client.ask("backfill.run", series=[MADE], exchange="other", **span)
+        assert "'other'" in answer["error"]["message"]
+        rig.services.exchanges["second"] = rig.services.exchanges["made"]
+        answer, _ = await client.ask("backfill.run", series=[MADE], **span)
+        assert "several instances" in answer["error"]["message"]
+        rig.services.fetching.add(("main", MADE))
+        busy = await client.refusal("backfill.run", series=[MADE], exchange="made", **span)
+        assert busy == "wrong_state"
+        rig.services.fetching.clear()
+        await client.result("backfill.run", series=[MADE], exchange="second", **span)
+        assert rig.services.fetching == set()
+
+
+async def test_an_import_ends_with_its_client(rig, tmp_path, monkeypatch):
+    entered, cancelled = trio.Event(), trio.Event()
+
+    async def append(series, page):
+        entered.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    monkeypatch.setattr(rig.storage, "append", append)
+    path = tmp_path / "trades.csv"
+    path.write_text("time,id,price,amount,side\n1709251200000,1,100.5,2,buy\n")
+    async with rig.client() as client:
+        line = client.line(
+            "data.import", exchange="x", symbol="A/B", data_type="trade", files=[path.name]
+        )
+        with path.open("rb") as file:
+            await client.send_with_files(line, [file.fileno()])
+        with trio.fail_after(10):
+            await entered.wait()
+    with trio.fail_after(10):
+        await cancelled.wait()
+
+
+async def test_an_export_to_a_full_disk_is_refused(rig):
+    await store_candles(rig.storage)
+    span = {"from": MS, "to": MS + 86_400_000}
+    async with rig.client() as client:
+        line = client.line("data.export", series=CANDLES.text, format="csv", **span)
+        with open("/dev/full", "wb") as full:
+            await client.send_with_files(line, [full.fileno()])
+            answer, _ = await client.answer()
+        assert "no space left" in answer["error"]["message"].lower()
+        without = await client.refusal("data.export", series=CANDLES.text, format="csv", **span)
+        assert without == "bad_request"

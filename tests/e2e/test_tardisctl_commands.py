@@ -1,0 +1,336 @@
+"""`tardisctl` as people run it: real processes, a real daemon, exit codes, stdout and stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+CONFIG = """
+[daemon]
+data_dir = "{folder}/data"
+control_socket = "{folder}/control.sock"
+
+[storages.main]
+plugin = "sqlite"
+
+[exchanges.made]
+plugin = "synthetic"
+
+[sessions.demo]
+series = ["binance:BTC/USDT@candle_1m"]
+start = 2024-03-01T00:00:00Z
+end = 2024-03-01T02:00:00Z
+speed = "max"
+"""
+OPEN = 1_709_251_200_000
+SERIES = "binance:BTC/USDT@candle_1m"
+SPAN = ["--from", "2024-03-01", "--to", "2024-03-01T02:00:00Z"]
+
+
+def klines(count, missing=()):
+    """Return Binance klines from 2024-03-01 on, some of them left out."""
+    rows = []
+    for at in range(count):
+        start = OPEN + at * 60_000
+        if at not in missing:
+            prices = "61130.98,61150.00,61098.00,61119.34,25.61200"
+            rows.append(f"{start},{prices},{start + 59_999},1564694.15,1200,12.1,739000.11,0")
+    return "\n".join(rows) + "\n"
+
+
+class Daemon:
+    """A running `tardisd`, and `tardisctl` to ask it."""
+
+    def __init__(self, program, folder):
+        self.program = program
+        self.folder = folder
+        self.config = folder / "config.toml"
+        self.config.write_text(CONFIG.format(folder=folder))
+        self.socket = folder / "control.sock"
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
+            (folder / "log").open("wb") as log,
+        ):
+            notify.settimeout(60)
+            notify.bind(str(folder / "notify"))
+            self.process = subprocess.Popen(
+                [program / "tardisd", "run", "-c", self.config],
+                env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify")},
+                stderr=log,
+            )
+            while b"READY=1" not in notify.recv(4096):
+                pass
+
+    def ctl(self, *words, code=0, **options):
+        """Run tardisctl and return what it printed; it must exit with `code`."""
+        done = subprocess.run(
+            [self.program / "tardisctl", "--socket", self.socket, *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            **options,
+        )
+        assert done.returncode == code, (done.stdout, done.stderr)
+        return done
+
+    def json(self, *words):
+        """Return the one JSON value that a command prints."""
+        return json.loads(self.ctl("--json", *words).stdout)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def daemon(program, tmp_path_factory):
+    one = Daemon(program, tmp_path_factory.mktemp("ctl"))
+    yield one
+    one.kill()
+
+
+@pytest.fixture(scope="module")
+def stored(daemon):
+    """Return the daemon with two hours of candles, a hole in them."""
+    path = daemon.folder / "BTCUSDT-1m-2024-03-01.csv"
+    path.write_text(klines(120, missing={30, 31}))
+    imported = ["data", "import", path, "--exchange", "binance", "--symbol", "BTC/USDT"]
+    imported += ["--data-type", "candle_1m", "--covers", "2024-03-01..2024-03-01T02:00:00Z"]
+    assert "118 added, 0 unchanged, 0 revised" in daemon.ctl(*imported).stdout
+    assert "0 added, 118 unchanged, 0 revised" in daemon.ctl(*imported).stdout
+    return daemon
+
+
+def test_status(daemon):
+    text = daemon.ctl("status").stdout
+    assert "sqlite" in text
+    assert "synthetic" in text
+    status = daemon.json("status")
+    assert status["pid"] == daemon.process.pid
+    assert {one["state"] for one in status["instances"]} == {"running"}
+
+
+def test_the_socket_by_config_and_environment(daemon):
+    ctl = daemon.program / "tardisctl"
+    for words, environ in (
+        (["-c", daemon.config], {}),
+        ([], {"TARDISD_SOCKET": str(daemon.socket)}),
+    ):
+        whole = {**os.environ, "TARDISD_SOCKET": "", **environ}
+        done = subprocess.run([ctl, *words, "status"], env=whole, capture_output=True, check=True)
+        assert b"sqlite" in done.stdout
+
+
+def test_what_is_stored_and_what_is_missing(stored):
+    (info,) = stored.json("series", "list")
+    assert (info["series"], info["rows"]) == (SERIES, 118)
+    lines = stored.ctl("series", "list").stdout.splitlines()
+    assert lines[0].split()[0] == "SERIES"
+    assert lines[1].split()[:2] == [SERIES, "118"]
+    (span,) = stored.json("series", "coverage", SERIES)["spans"]
+    assert (span["from"], span["to"]) == (OPEN, OPEN + 7_200_000)
+    (gap,) = stored.json("series", "gaps", SERIES)["gaps"]
+    assert (gap["from"], gap["to"], gap["cause"]) == (OPEN + 1800_000, OPEN + 1920_000, "unknown")
+    text = stored.ctl("series", "gaps", SERIES, "--to", "2024-03-01T03:00:00Z").stdout
+    assert "not_fetched" in text
+    assert "2m" in text
+
+
+@pytest.mark.parametrize("form", ["csv", "ndjson"])
+def test_exporting(stored, tmp_path, form):
+    path = tmp_path / "out"
+    words = ["data", "export", SERIES, *SPAN, "--format", form]
+    assert "118 rows" in stored.ctl(*words, "-o", path).stdout
+    assert [found.name for found in tmp_path.iterdir()] == ["out"]
+    text = path.read_text()
+    assert len(text.splitlines()) == 118 + (form == "csv")
+    assert stored.ctl(*words, "-o", "-").stdout == text
+    with (tmp_path / "redirected").open("wb") as out:
+        subprocess.run(
+            [stored.program / "tardisctl", "--socket", stored.socket, *words, "-o", "-"],
+            stdout=out,
+            check=True,
+        )
+    assert (tmp_path / "redirected").read_text() == text
+
+
+def test_an_export_that_fails_leaves_nothing(stored, tmp_path):
+    words = ["data", "export", SERIES, *SPAN, "--storage", "none", "-o", tmp_path / "out"]
+    assert "no storage" in stored.ctl(*words, code=1).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_session_by_commands(stored):
+    words = ["session", "create", "--series", SERIES, *SPAN, "--id", "s", "--paused"]
+    assert stored.ctl(*words, "--speed", "60").stdout == "s paused\n"
+    assert "s" in stored.ctl("session", "list").stdout
+    assert stored.json("session", "show", "s")["speed"] == 60
+    assert "s resumed" in stored.ctl("session", "resume", "s").stdout
+    assert "s paused" in stored.ctl("session", "pause", "s").stdout
+    assert "s speed changed" in stored.ctl("session", "speed", "s", "max").stdout
+    assert "s stopped" in stored.ctl("session", "stop", "s").stdout
+    refused = stored.ctl("session", "pause", "s", code=1).stderr
+    assert refused.startswith("error: ")
+    stored.ctl("session", "remove", "s")
+    refused = stored.ctl("session", "show", "s", code=1).stderr
+    assert "tardisctl session list" in refused
+
+
+def test_watching_a_session(stored):
+    words = ["session", "create", "--series", SERIES, *SPAN, "--id", "w", "--paused"]
+    stored.ctl(*words, "--speed", "max")
+    watch = subprocess.Popen(
+        [stored.program / "tardisctl", "--socket", stored.socket, "session", "watch", "w"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not stored.json("session", "show", "w")["subscribers"]:
+        assert time.monotonic() < deadline
+    stored.ctl("session", "resume", "w")
+    text, _ = watch.communicate(timeout=60)
+    assert watch.returncode == 0
+    assert f"2024-03-01T00:01:00.000Z {SERIES} open=61130.98" in text
+    assert "-- gap" in text
+    assert "-- end" in text
+    assert "reason=finished" in text
+
+
+def test_a_preset(stored):
+    assert stored.ctl("session", "start", "demo").stdout == "demo active\n"
+    assert "configured: demo" in stored.ctl("session", "start", "dmeo", code=1).stderr
+
+
+def test_plugins_and_configuration(daemon):
+    assert "sqlite" in daemon.ctl("plugin", "list").stdout
+    shown = daemon.ctl("config", "show").stdout
+    assert '[storages.main]\nplugin = "sqlite"' in shown
+    assert "valid" in daemon.ctl("config", "check").stdout
+    good = daemon.config.read_text()
+    daemon.config.write_text(good.replace("[exchanges.made]", "[exchanges.made]\nsede = 1"))
+    done = daemon.ctl("config", "check", code=78)
+    daemon.config.write_text(good)
+    line = good.splitlines().index("[exchanges.made]") + 2
+    assert f"{daemon.config}:{line}: exchanges.made.sede: " in done.stderr
+
+
+def test_deleting(daemon):
+    path = daemon.folder / "ETHUSDT-1m.csv"
+    path.write_text(klines(5))
+    words = ["--exchange", "binance", "--symbol", "ETHUSDT", "--data-type", "candle_1m"]
+    daemon.ctl("data", "import", path, *words)
+    series = "binance:ETH/USDT@candle_1m"
+    asked = daemon.ctl("series", "delete", series, "--all", code=1, input="n\n")
+    assert "Delete all of" in asked.stderr
+    assert "deleted 5 rows" in daemon.ctl("series", "delete", series, "--all", "--yes").stdout
+    daemon.ctl("series", "delete", series, "--yes", code=2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["series", "gaps", "nonsense"],
+        ["series", "gaps", SERIES, "--from", "yesterday"],
+        ["session", "speed", "s", "-1"],
+        ["session", "create", "--series", SERIES],
+        ["data", "import", "/no/such/file"],
+        ["completion", "tcsh"],
+    ],
+)
+def test_usage(daemon, words):
+    done = daemon.ctl(*words, code=2)
+    assert done.stdout == ""
+    assert "Error" in done.stderr
+
+
+def test_a_bad_file_is_refused_whole(daemon):
+    path = daemon.folder / "bad.csv"
+    path.write_text(klines(50) + "garbage\n")
+    words = ["--exchange", "binance", "--symbol", "XRPUSDT", "--data-type", "candle_1m"]
+    assert "line 51" in daemon.ctl("data", "import", path, *words, code=1).stderr
+    assert "XRP" not in daemon.ctl("series", "list").stdout
+
+
+def test_nobody_there(program, tmp_path):
+    for words, code in (
+        (["--socket", tmp_path / "none"], 3),
+        (["-c", tmp_path / "none.toml"], 78),
+    ):
+        done = subprocess.run(
+            [program / "tardisctl", *words, "status"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code
+        assert done.stdout == ""
+    assert "none.toml:1: config: " in done.stderr
+
+
+def test_no_permission(daemon):
+    program = (
+        "import os, tardisd.control.client; from tardisd.cli import ctl;"
+        " os.geteuid() or os.setuid(65534); ctl.main()"  # root may do anything
+    )
+    daemon.socket.chmod(0)
+    words = [sys.executable, "-c", program, "--socket", daemon.socket, "status"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    daemon.socket.chmod(0o660)
+    assert done.returncode == 77
+    assert "no permission" in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(program, shell):
+    words = [program / "tardisctl", "completion", shell]
+    done = subprocess.run(words, capture_output=True, check=True)
+    assert b"_TARDISCTL_COMPLETE" in done.stdout
+
+
+def test_completing_names_from_the_daemon(stored):
+    environ = {
+        **os.environ,
+        "_TARDISCTL_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"tardisctl --socket {stored.socket} series gaps binance:",
+        "COMP_CWORD": "5",
+    }
+    ctl = stored.program / "tardisctl"
+    done = subprocess.run([ctl], env=environ, capture_output=True, check=True)
+    assert SERIES.encode() in done.stdout
+
+
+def test_stopping(program, tmp_path):
+    one = Daemon(program, tmp_path)
+    try:
+        second = subprocess.run(
+            [program / "tardisd", "run", "-c", one.config],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert b"another daemon listens" in second.stderr
+        assert one.ctl("stop").stdout == "stopped\n"
+        assert one.process.wait(30) == 0
+        one.ctl("status", code=3)
+        assert not one.socket.exists()
+    finally:
+        one.kill()
+
+
+def test_a_killed_daemon_leaves_a_socket_that_is_replaced(program, tmp_path):
+    one = Daemon(program, tmp_path)
+    one.kill()
+    assert one.socket.exists()
+    one.ctl("status", code=3)
+    (tmp_path / "notify").unlink()
+    two = Daemon(program, tmp_path)
+    two.ctl("status")
+    two.process.send_signal(signal.SIGTERM)
+    assert two.process.wait(30) == 0
