@@ -105,7 +105,7 @@ class SessionManager:
         Raises RequestError: bad_request, session_exists, too_many_sessions, too_large, no_data.
         """
         storage = self._storage(request.storage)
-        sinks = [(name, self._sink(name)) for name in request.sinks]
+        sinks = [(name, self._sink(name)) for name in dict.fromkeys(request.sinks)]
         self._check(request)
         session_id = self._reserve(request.session_id)
         try:
@@ -120,7 +120,7 @@ class SessionManager:
         session = ReplaySession(
             session_id, request, materials, storage, self._limiter, self._limits.tuning
         )
-        deliveries = [Delivery(session, name, sink) for name, sink in sinks]
+        session.sinks = deliveries = [Delivery(session, name, sink) for name, sink in sinks]
         created_at = wall_ns()
         self._state.put(SessionRecord(session_id, _as_json(request), created_at, "active"))
         self._sessions[session_id] = session

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -31,6 +31,13 @@ from tardisd.wire.encode import Frame
 ENDED = frozenset({"finished", "stopped", "failed"})
 
 
+class SinkFacts(Protocol):
+    """What a session tells of the sinks it is delivered to."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return name, state and last error."""
+
+
 class ReplaySession:
     """A session as `tardisd.plugins.sessions.Session` describes it."""
 
@@ -49,6 +56,7 @@ class ReplaySession:
         self.status_name = "paused" if request.start_paused else "active"
         self.ended = trio.Event()
         self.end_notice: Notice | None = None
+        self.sinks: Sequence[SinkFacts] = ()
         self._materials = materials
         self._storage = storage
         self._tuning = tuning
@@ -119,6 +127,7 @@ class ReplaySession:
             "subscribers": len(self._followers),
             "lag_ms": self._time.lag_ms(),
             "waiting_for": [f.name for f in self._followers if not f.has_room],
+            "sinks": [sink.facts() for sink in self.sinks],
             "origin": request.origin,
         }
 
