@@ -123,8 +123,9 @@ class Change:
                 appended += self._insert_among(cells[at], rows)
                 free_from = at + 1
                 continue
-            next_is_free = at + 1 < len(cells) and bounds[at + 2] == bounds[at + 3]
-            free_to = at + 2 if next_is_free else at + 1
+            free_to = at + 1
+            while free_to < len(cells) and bounds[free_to + 1] == bounds[free_to + 2]:
+                free_to += 1
             self._insert_between(cells[free_from : at + 1], cells[at + 1 : free_to], rows)
             appended += Appended(added=len(rows))
             free_from = free_to

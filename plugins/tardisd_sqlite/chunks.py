@@ -128,24 +128,26 @@ def _chunks(connection: sqlite3.Connection, where: str, values: tuple[int, ...])
 
 
 def cells_around(connection: sqlite3.Connection, series_id: int, span: Span) -> list[Cell]:
-    """Return the cells with rows in `span`, some before it and one after it, in order."""
-    before = connection.execute(
-        "SELECT min(first_ts) FROM (SELECT DISTINCT first_ts FROM chunk WHERE series_id = ?"
-        f" AND first_ts <= ? AND died = {ALIVE} ORDER BY first_ts DESC LIMIT {_NEIGHBOURS})",
-        (series_id, span.start),
-    ).fetchone()[0]
-    after = connection.execute(
-        "SELECT first_ts FROM chunk WHERE series_id = ? AND first_ts >= ?"
-        f" AND died = {ALIVE} ORDER BY first_ts LIMIT 1",
-        (series_id, span.end),
-    ).fetchone()
+    """Return the cells with rows in `span` and some before and after it, in order."""
+    first, last = (
+        connection.execute(
+            f"SELECT {which}(first_ts) FROM (SELECT DISTINCT first_ts FROM chunk"
+            f" WHERE series_id = ? AND first_ts {side} ? AND died = {ALIVE}"
+            f" ORDER BY first_ts {direction} LIMIT {_NEIGHBOURS})",
+            (series_id, edge),
+        ).fetchone()[0]
+        for which, side, edge, direction in (
+            ("min", "<=", span.start, "DESC"),
+            ("max", ">=", span.end, "ASC"),
+        )
+    )
     found = _chunks(
         connection,
         "c.first_ts BETWEEN ? AND ?",
         (
             series_id,
-            span.start if before is None else before,
-            span.end - 1 if after is None else after[0],
+            span.start if first is None else first,
+            span.end if last is None else last,
         ),
     )
     return [Cell(tuple(group)) for _, group in groupby(found, lambda chunk: chunk.first_ts)]
