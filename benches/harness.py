@@ -90,7 +90,8 @@ def daemon(config: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
                             break
                     except TimeoutError:
                         if child.poll() is not None or time.monotonic() - begun > PATIENCE_SECS:
-                            sys.exit(f"bench: the daemon did not start; see {log.name}")
+                            tail = Path(log.name).read_text()[-1500:]
+                            sys.exit(f"bench: the daemon did not start:\n{tail}")
                 yield child, time.monotonic() - begun
 
 

@@ -90,12 +90,12 @@ class _NoSessions:
         raise AssertionError(f"a storage asked for sessions.{name}")
 
 
-def configure(folder: Path, port: int) -> Path:
+def configure(store: Path, folder: Path, port: int) -> Path:
     """Write the smallest configuration that replays to a WebSocket; return its path."""
     config = folder / "config.toml"
     config.write_text(
         f'[daemon]\ndata_dir = "{folder}"\ncontrol_socket = "{folder}/control.sock"\n'
-        '[storages.main]\nplugin = "sqlite"\n'
+        f'[storages.main]\nplugin = "sqlite"\npath = "{store}/tardisd.sqlite"\n'
         f'[sinks.ws]\nplugin = "websocket"\nlisten = "127.0.0.1:{port}"\n'
     )
     return config
@@ -151,12 +151,12 @@ def check_sample(path: Path, rows: int) -> int:
     return len(lines)
 
 
-def measure_small(folder: Path, rows: int) -> Mapping[str, Any]:
+def measure_small(store: Path, folder: Path, rows: int) -> Mapping[str, Any]:
     """Measure memory for few ticks, and the latency of first ticks, on a fresh daemon."""
     first = trades(REPLAYED[0], rows).ts_event
     end = int(first[SMALL // len(REPLAYED)])
     port = harness.free_port()
-    with harness.daemon(configure(folder, port)) as (child, _):
+    with harness.daemon(configure(store, folder, port)) as (child, _):
         small = count(port, end, "small")
         memory = harness.peak_memory(child.pid)
         latencies = [count(port, end, f"l{i}", "-n", "1")["first_tick_ms"] for i in range(9)]
@@ -170,14 +170,16 @@ def measure_small(folder: Path, rows: int) -> Mapping[str, Any]:
     }
 
 
-def measure_large(folder: Path, rows: int, runs: int, baseline_ticks: int) -> Mapping[str, Any]:
+def measure_large(
+    store: Path, folder: Path, rows: int, runs: int, baseline_ticks: int
+) -> Mapping[str, Any]:
     """Run daemon and baseline by turns."""
     node = harness.install_baseline()
     end = max(int(trades(series, rows).ts_event[-1]) for series in REPLAYED) + SECOND
     ours, theirs, memory, checked, padding = [], [], 0, 0, 0
     sample = folder / "sample.ndjson"
     port = harness.free_port()
-    with harness.daemon(configure(folder, port)) as (child, _):
+    with harness.daemon(configure(store, folder, port)) as (child, _):
         for run in range(runs):
             before = harness.cpu_seconds(child.pid)
             options = ("-s", str(sample), str(SAMPLE_EVERY)) if run == 0 else ()
@@ -232,9 +234,11 @@ def main() -> None:
     asked = parser.parse_args()
     harness.build_counter()
     harness.install_baseline()
-    folder, sizes = prepare(asked.rows)
-    small = measure_small(folder, asked.rows)
-    large = measure_large(folder, asked.rows, asked.runs, asked.baseline_ticks)
+    store, sizes = prepare(asked.rows)
+    with tempfile.TemporaryDirectory() as name:
+        small = measure_small(store, Path(name), asked.rows)
+    with tempfile.TemporaryDirectory() as name:
+        large = measure_large(store, Path(name), asked.rows, asked.runs, asked.baseline_ticks)
     ours, theirs = large["ours"], large["theirs"]
     rate, node_rate = (statistics.median(run["rate"] for run in runs) for runs in (ours, theirs))
     cpu = statistics.median(run["cpu"] / run["ticks"] for run in ours)

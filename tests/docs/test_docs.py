@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,11 @@ import pytest
 
 from tardisd.cli import ctl, render
 from tardisd.cli import daemon as daemon_cli
+from tardisd.config.load import load_config
+from tardisd.config.schema import DaemonTable, PluginsTable, SessionTable
 from tardisd.control.methods import METHODS
+from tardisd.errors import ConfigError
+from tardisd.plugins.registry import Registry
 from tardisd_websocket.decoding import ERROR_CODES
 from tardisd_websocket.messages import SUPPORTED
 
@@ -21,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *ROOT.glob("CO*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-PROGRAMS = {"tardisd": daemon_cli.main, "tardisctl": ctl.main}
+PROGRAMS = {"tardisd": daemon_cli.cli, "tardisctl": ctl.cli}
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -62,14 +65,23 @@ def test_every_page_is_in_the_index():
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("toml"))
-def test_configurations_load(page, text, tmp_path, monkeypatch):
-    from tardisd.config.load import load
-
-    monkeypatch.setenv("TARDISD_WS_TOKEN", "secret")
-    tomllib.loads(text)
+def test_configurations_load(page, text, tmp_path):
     path = tmp_path / "config.toml"
-    path.write_text(text)
-    load(path)
+    (tmp_path / ".config/tardisd/plugins").mkdir(parents=True)
+    storage = "" if "[storages." in text else '[storages.some]\nplugin = "sqlite"\n'
+    path.write_text(f"{storage}{text}")
+    load_config(path, {"HOME": str(tmp_path), "TARDISD_WS_TOKEN": "secret"})
+
+
+def test_the_problem_shown_is_the_problem_found(tmp_path):
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    config = next(block for page, block in blocks("toml") if page == "configuration.md")
+    shown = re.search(r"^config\.toml:.*$", text, re.MULTILINE)
+    path = tmp_path / "config.toml"
+    path.write_text(config.replace("listen =", "lissten ="))
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, {"HOME": str(tmp_path)})
+    assert str(raised.value).replace(f"{tmp_path}/", "") == shown[0]
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("json"))
@@ -77,16 +89,18 @@ def test_messages_are_json(page, text):
     assert isinstance(msgspec.json.decode(text), dict)
 
 
+def test_the_client_shown_is_the_client_shipped():
+    [shown] = [text for page, text in blocks("python") if page == "README.md"]
+    assert shown == (ROOT / "examples" / "client.py").read_text()
+
+
 @pytest.mark.parametrize(("page", "text"), blocks("sh"))
 def test_commands_exist(page, text):
     for line in text.replace("\\\n", " ").splitlines():
-        words = line.split("#")[0].split()
-        if "|" in words:
-            words = words[: words.index("|")]
-        names = [word.rsplit("/", 1)[-1] for word in words]
-        for program in PROGRAMS:
-            if program in names:
-                check_command(program, words[names.index(program) + 1 :])
+        words = line.split("#")[0].partition("|")[0].split()
+        program = words[0].rpartition("/")[2] if words else ""
+        if program in PROGRAMS:
+            check_command(program, words[1:])
 
 
 def check_command(program: str, words: list[str]) -> None:
@@ -141,3 +155,18 @@ def test_every_exit_code_is_documented():
     codes = ("DONE", "FAILED", "USAGE", "NOT_RUNNING", "NO_PERMISSION", "BAD_CONFIG")
     numbers = [getattr(render, name) for name in codes]
     assert [number for number in numbers if f"| {number} |" not in PROTOCOL] == []
+
+
+def test_every_option_is_documented():
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    tables = {"[daemon]": DaemonTable, "[plugins]": PluginsTable, "[sessions.NAME]": SessionTable}
+    for record in Registry.discover().plugins:
+        if record.cls is not None and record.kind != "format":
+            tables[f"{record.kind} `{record.name}`"] = record.cls.Options
+    missing = [
+        f"{title}: {field.encode_name}"
+        for title, options in tables.items()
+        for field in msgspec.structs.fields(options)
+        if f"`{field.encode_name}`" not in text
+    ]
+    assert missing == []
