@@ -49,15 +49,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        drawn.add_column(column, overflow="fold")
+        drawn.add_column(column, no_wrap=True)
     for row in rows:
         drawn.add_row(*(Text(cell, style=_CELL_COLORS.get(cell, "")) for cell in row))
-    Console().print(drawn)
+    # A row wider than the terminal is wrapped by the terminal, so that it can still be copied.
+    console = Console()
+    unlimited = console.options.update(max_width=10_000)
+    console.width = max(console.width, Measurement.get(console, unlimited, drawn).maximum)
+    console.print(drawn)
 
 
 def print_json(value: Any) -> None:

@@ -33,8 +33,21 @@ _NUMBERS = {
     "internal": INTERNAL_ERROR,
 }
 _MEMBERS = frozenset({"jsonrpc", "method", "params", "id"})
+
+
+class WrittenFloat(float):
+    """A number that prints as it was written, with all its digits: a price stays exact."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
+_decode_answer = msgspec.json.Decoder(float_hook=WrittenFloat).decode
 
 
 class ProtocolError(Exception):
@@ -159,7 +172,7 @@ def _invalid(message: str, request_id: RequestId = None) -> ProtocolError:
 def parse_answer(line: bytes) -> Reply | Notification:
     """Return what a server sent; raises ProtocolError when it is neither reply nor notification."""
     try:
-        value = _decode(line)
+        value = _decode_answer(line)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise ProtocolError(PARSE_ERROR, "bad_json", "the answer is not JSON") from None
     if not isinstance(value, dict):

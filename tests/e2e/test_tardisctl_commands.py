@@ -252,6 +252,14 @@ def test_usage(daemon, words):
     assert "Error" in done.stderr
 
 
+def test_a_backfill(daemon):
+    series = "synthetic:BTC/USDT@candle_1m"
+    words = ["backfill", "run", series, *SPAN, "--wait"]
+    assert daemon.ctl(*words).stdout.startswith(f"{series}: ")
+    (again,) = daemon.json(*words)["results"]
+    assert again["pages"] == 0
+
+
 def test_a_bad_file_is_refused_whole(daemon):
     path = daemon.folder / "bad.csv"
     path.write_text(klines(50) + "garbage\n")

@@ -105,6 +105,16 @@ def test_refusals(line, number, slug, request_id):
     assert json.loads(caught.value.reply())["id"] == request_id
 
 
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=18))
+def test_numbers_print_as_they_were_written(number):
+    text = f"{number:f}"
+    line = f'{{"jsonrpc":"2.0","id":1,"result":[{text}]}}'.encode()
+    (found,) = protocol.parse_answer(line).result
+    assert str(found) == text
+    assert found == float(text)
+    assert json.loads(json.dumps(found)) == float(text)
+
+
 def test_overlong_lines_take_no_memory():
     lines = Lines(100)
     for _ in range(1000):
