@@ -16,7 +16,9 @@ import trio
 
 Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
-PIECE_BYTES = 256 * 1024  # written under one hold of the lock, so that pongs and replies get in
+# Written under one hold of the lock, so that pongs and replies get in. A little less than the
+# kernel takes at once (it doubles SO_SNDBUF): a piece that does not quite fit costs a second wait.
+PIECE_BYTES = 240 * 1024
 SEND_BUFFER_BYTES = 128 * 1024  # a pause reaches a slow client soon when little is in flight
 NOT_SENT_BYTES = 128 * 1024
 LINGER_SECS = 2.0
