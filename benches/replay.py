@@ -49,8 +49,14 @@ def trades(series: Series, rows: int) -> Batch:
     return random_trades(series, rows, START, seed=STORED.index(series))
 
 
+def common_end(rows: int) -> int:
+    """Return a time (ns) after the last trade of every series; all are covered up to it."""
+    return max(int(trades(series, rows).ts_event[-1]) for series in STORED) + SECOND
+
+
 async def fill(storage: Storage[Any], rows: int) -> tuple[int, int]:
     """Store `rows` trades for each series; return (rows, bytes) as the storage counts them."""
+    everything = common_end(rows)
     async with storage.run():
         for series in STORED:
             batch = trades(series, rows)
@@ -58,7 +64,7 @@ async def fill(storage: Storage[Any], rows: int) -> tuple[int, int]:
             for first in range(0, rows, PAGE_ROWS):
                 part = batch[first : first + PAGE_ROWS]
                 # Equal times must not be torn apart by a page's end.
-                end = int(part.ts_event[-1]) + 1
+                end = int(part.ts_event[-1]) + 1 if first + PAGE_ROWS < rows else everything
                 part = batch.within(Span(cursor, end))
                 await storage.append(series, Page(part, Span(cursor, end), source="bench"))
                 cursor = end
@@ -160,7 +166,7 @@ def measure_small(store: Path, folder: Path, rows: int) -> Mapping[str, Any]:
         small = count(port, end, "small")
         memory = harness.peak_memory(child.pid)
         latencies = [count(port, end, f"l{i}", "-n", "1")["first_tick_ms"] for i in range(9)]
-        everything = int(first[-1]) + SECOND
+        everything = common_end(rows)
         wide = [count(port, everything, f"w{i}", "-n", "1")["first_tick_ms"] for i in range(9)]
     return {
         "ticks": small["ticks"],
@@ -175,7 +181,7 @@ def measure_large(
 ) -> Mapping[str, Any]:
     """Run daemon and baseline by turns."""
     node = harness.install_baseline()
-    end = max(int(trades(series, rows).ts_event[-1]) for series in REPLAYED) + SECOND
+    end = common_end(rows)
     ours, theirs, memory, checked, padding = [], [], 0, 0, 0
     sample = folder / "sample.ndjson"
     port = harness.free_port()
