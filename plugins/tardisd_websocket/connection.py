@@ -78,7 +78,8 @@ class Connection:
                 await self._send(text_frame(msgspec.json.encode(hello)))
                 self._nursery.start_soon(self._heartbeat)
                 await self._read()
-                self._nursery.cancel_scope.cancel()
+                if not self._closing:  # else `close` waits for the client's own close frame
+                    self._nursery.cancel_scope.cancel()
         finally:
             self._requests.leave()
 

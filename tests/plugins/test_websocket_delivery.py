@@ -7,8 +7,9 @@ from itertools import pairwise
 
 import pytest
 import trio
+import trio.testing
 from trio_websocket import ConnectionClosed
-from websocket_rig import CANDLE_COUNT, TRADE_COUNT, Frames, client_frame, gone, running
+from websocket_rig import CANDLE_COUNT, DAY, TRADE_COUNT, Frames, client_frame, gone, running
 
 from tardisd.replay.fanout import QueueLimits
 from tardisd.replay.manager import SessionLimits
@@ -121,20 +122,20 @@ async def test_many_clients_of_one_session(rig):
 
     async with rig.client() as owner, trio.open_nursery() as nursery:
         await owner.create(session_id="s", start_paused=True)
-        followers = [trio.Event() for _ in range(40)]
+        followers = [trio.Event() for _ in range(20)]
         for ready in followers:
             nursery.start_soon(follow, ready)
         for ready in followers:
             await ready.wait()
-        assert (await owner.ask("status", session_id="s"))["subscribers"] == 41
+        assert (await owner.ask("status", session_id="s"))["subscribers"] == 21
         await owner.send("resume", session_id="s")
         await owner.until("end")
-    assert len(ends) == 40
+    assert len(ends) == 20
     assert all(end == ends[0] for end in ends)
 
 
 async def test_many_sessions_of_one_client(rig):
-    names = [f"s{at}" for at in range(25)]
+    names = [f"s{at}" for at in range(12)]
     async with rig.client() as client:
         for name in names:
             reply = await client.create(session_id=name, start_paused=True)
@@ -248,11 +249,11 @@ async def test_a_slow_subscriber_is_sent_away_and_told_where_to_resume(tmp_path)
 
 async def test_a_client_that_stopped_reading_is_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(connection, "CLOSE_SECS", 0.3)
-    limits = SessionLimits(tuning=Tuning(limits=QueueLimits(max_block_secs=0.3)))
+    limits = SessionLimits(tuning=Tuning(limits=QueueLimits(max_block_secs=1)))
     async with running(tmp_path, limits) as rig, rig.client() as owner:
         stream = await rig.shaken(receive_buffer=4096)
         subscribe = b'{"type":"subscribe","session_id":"s","when_full":"block"}'
-        await owner.create(session_id="s", data_type="trade", start_paused=True)
+        await owner.create(session_id="s", data_type="trade", start_paused=True, delivery="batch")
         await stream.send_all(client_frame(subscribe))
         frames = Frames(stream)
         while b"subscribed" not in (await frames.get())[1]:
@@ -298,6 +299,59 @@ async def test_replies_get_through_between_ticks(rig):
         assert seen[-1]["id"] == "now"
         assert len(seen) < TRADE_COUNT
         assert (await client.until("end"))[-1]["ticks"] == TRADE_COUNT
+
+
+async def pass_time(clock, seconds):
+    """Let time pass in steps, with everything done that can be done in between."""
+    for _ in range(seconds // 5):
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        clock.jump(5)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+async def test_a_slow_reader_is_not_taken_for_a_dead_one(tmp_path, mock_clock):
+    limits = SessionLimits(tuning=Tuning(limits=QueueLimits(max_block_secs=100_000)))
+    async with running(tmp_path, limits) as rig:
+        stream = await rig.shaken(receive_buffer=4096)
+        request = {"type": "create_session", "session_id": "s", "speed": "max", **DAY}
+        request |= {"series": ["binance:BTC/USDT@trade"]}
+        await stream.send_all(client_frame(json.dumps(request).encode()))
+        async with rig.client() as watcher:
+            # Time stands still, so that nothing times out in here.
+            while True:
+                found = (await watcher.ask("status"))["sessions"]
+                if found and found[0]["waiting_for"]:
+                    break
+        await pass_time(mock_clock, 400)
+        frames, count = Frames(stream), 0
+        while b'"type":"end"' not in (payload := (await frames.get())[1]):
+            count += b'"type":"tick"' in payload
+        assert count == TRADE_COUNT
+
+
+@pytest.mark.parametrize(("seconds", "alive"), [(200, True), (400, False)])
+async def test_after_many_ticks_a_pong_may_be_late(rig, mock_clock, seconds, alive):
+    stream = await rig.shaken()
+    request = {"type": "create_session", "session_id": "s", "speed": "max", **DAY}
+    request |= {"series": ["binance:BTC/USDT@candle_1m"]}
+    await stream.send_all(client_frame(json.dumps(request).encode()))
+    async with rig.client() as watcher:
+        while not rig.sessions.list() or not rig.sessions.get("s").has_ended:
+            await watcher.ask("ping")
+    await pass_time(mock_clock, seconds)
+    received = b""
+    try:
+        with trio.move_on_after(1):
+            mock_clock.rate = 1
+            while data := await stream.receive_some(65536):
+                received += data
+                if alive and b"pong" in received[-100:]:
+                    break
+                if alive and b'"type":"end"' in received[-1000:]:
+                    await stream.send_all(client_frame(b'{"type":"ping"}'))
+    except trio.BrokenResourceError:
+        pass
+    assert (b'"type":"pong"' in received[-100:]) == alive
 
 
 async def test_when_the_sink_stops_clients_are_told(tmp_path):

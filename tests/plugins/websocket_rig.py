@@ -24,7 +24,7 @@ START = parse_time("2024-03-01T00:00:00Z")
 CANDLES = Series.parse("binance:BTC/USDT@candle_1m")
 TRADES = Series.parse("binance:BTC/USDT@trade")
 CANDLE_COUNT = 1440
-TRADE_COUNT = 20_000
+TRADE_COUNT = 12_000
 DAY = {"start_time": "2024-03-01T00:00:00Z", "end_time": "2024-03-02T00:00:00Z"}
 
 
