@@ -94,7 +94,8 @@ class Daemon:
         self._build(sessions)
         storages.update(of_kind(self._instances, "storage"))
         sinks.update(of_kind(self._instances, "sink"))
-        await outer.start(serve_control, daemon.control_socket, self._services(sessions))
+        services = self._services(sessions)
+        await outer.start(serve_control, daemon.control_socket, services)
         async with (
             self._running("storage"),
             self._running("exchange"),
@@ -107,6 +108,7 @@ class Daemon:
             await self._stop.wait()
             self._notifier.send(stopping=1, status="stopping")
             outer.cancel_scope.deadline = trio.current_time() + daemon.shutdown_secs
+            await services.jobs.end_all()
             await sessions.end_all()
 
     @asynccontextmanager

@@ -5,19 +5,23 @@ Files come as descriptors, which belong to the call and end with it; paths never
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import os
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, BinaryIO
 
 from tardisd.backfill.job import run_backfill
 from tardisd.control.call import Call
 from tardisd.control.methods import Backfill, Export, Import
+from tardisd.control.patient import patient_writer
 from tardisd.control.services import Services
 from tardisd.control.values import instant_json, series_of, span_of
 from tardisd.errors import RequestError
 from tardisd.market.series import Series
 from tardisd.plugins.exchange import Exchange
+from tardisd.progress import Progress
 from tardisd.transfer.exporting import export_series
 from tardisd.transfer.importing import ImportResult, import_files
 
@@ -41,7 +45,7 @@ class DataMethods:
             raise RequestError("bad_request", text)
         with ExitStack() as opened:
             files = [opened.enter_context(open(it, "rb", closefd=False)) for it in call.files]
-            async with call.reporting() as progress:
+            async with self._job(call) as progress:
                 result = await import_files(
                     list(zip(params.files, files, strict=True)),
                     series,
@@ -61,9 +65,8 @@ class DataMethods:
         if len(call.files) != 1:
             text = f"files: one to write to must come along, not {len(call.files)}"
             raise RequestError("bad_request", text)
-        with open(next(iter(call.files)), "wb", closefd=False) as out:
-            async with call.reporting() as progress:
-                rows = await export_series(series, span, storage, out, params.form, progress)
+        async with self._job(call) as progress, _writing(next(iter(call.files))) as out:
+            rows = await export_series(series, span, storage, out, params.form, progress)
         return {"series": series.text, "rows": rows, "format": params.form}
 
     async def backfill(self, params: Backfill, call: Call) -> dict[str, Any]:
@@ -71,14 +74,20 @@ class DataMethods:
         span = span_of(params.start, params.end)
         wanted = [series_of(text) for text in params.series]
         exchanges = [self._exchange(series, params.exchange) for series in wanted]
-        storage = self._services.storage(params.storage)
+        name = self._services.storage_name(params.storage)
+        storage = self._services.storage(name)
         results = []
-        async with call.reporting() as progress:
+        async with self._job(call) as progress:
             for series, exchange in zip(wanted, exchanges, strict=True):
-                with self._only_fetcher(self._services.storage_name(params.storage), series):
+                with self._services.jobs.fetching(name, series):
                     result = await run_backfill(series, span, exchange, storage, progress)
                 results.append({"series": series.text, **asdict(result)})
         return {"results": results}
+
+    @asynccontextmanager
+    async def _job(self, call: Call) -> AsyncIterator[Callable[[Progress], None]]:
+        async with self._services.jobs.running(), call.reporting() as progress:
+            yield progress
 
     def _exchange(self, series: Series, name: str | None) -> Exchange[Any]:
         """Return the instance to fetch from: the one named, or the only one of that venue."""
@@ -98,17 +107,18 @@ class DataMethods:
         known = ", ".join(sorted(self._services.exchanges)) or "none"
         raise RequestError("bad_request", f"{text}; configured: {known}")
 
-    @contextmanager
-    def _only_fetcher(self, storage: str, series: Series) -> Iterator[None]:
-        key = (storage, series.text)
-        if key in self._services.fetching:
-            text = f"{series} is being fetched already; wait until that is done"
-            raise RequestError("wrong_state", text)
-        self._services.fetching.add(key)
-        try:
-            yield
-        finally:
-            self._services.fetching.discard(key)
+
+def _writing(descriptor: int) -> AbstractAsyncContextManager[BinaryIO]:
+    """Return a file over a descriptor, which stays open."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return patient_writer(descriptor)
+    return _regular(descriptor)
+
+
+@asynccontextmanager
+async def _regular(descriptor: int) -> AsyncIterator[BinaryIO]:
+    with open(descriptor, "wb", closefd=False) as out:
+        yield out
 
 
 def _import_json(series: Series, result: ImportResult) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tardisd.config.model import Config
+from tardisd.control.jobs import Jobs
 from tardisd.errors import RequestError
 from tardisd.plugins.exchange import Exchange
 from tardisd.plugins.sessions import Sessions
@@ -30,7 +31,8 @@ class Services:
     """The daemon's parts. All are read anew at every call, so they may change under way.
 
     `request_stop` begins the shutdown and returns at once; `spool_dir` is where imports keep what
-    does not fit in memory; `started_at` is wall time, ns; `metrics` gives Prometheus text.
+    does not fit in memory; `started_at` is wall time, ns; `metrics` gives Prometheus text; `jobs`
+    must be ended before the storages are.
     """
 
     config: Config
@@ -42,8 +44,7 @@ class Services:
     request_stop: Callable[[], None]
     spool_dir: Path
     started_at: int
-    # Series being fetched, as (storage, series): two fetchers of one would do the work twice.
-    fetching: set[tuple[str, str]] = field(default_factory=set)
+    jobs: Jobs = field(default_factory=Jobs)
 
     def storage_name(self, name: str | None) -> str:
         """Return the name of a storage, the default one for None; RequestError for another."""

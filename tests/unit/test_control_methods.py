@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import trio
 from control_rig import CANDLES, DAY, START, running, store_candles
@@ -262,12 +264,10 @@ async def test_refusals_of_backfills(rig):
         rig.services.exchanges["second"] = rig.services.exchanges["made"]
         answer, _ = await client.ask("backfill.run", series=[MADE], **span)
         assert "several instances" in answer["error"]["message"]
-        rig.services.fetching.add(("main", MADE))
-        busy = await client.refusal("backfill.run", series=[MADE], exchange="made", **span)
-        assert busy == "wrong_state"
-        rig.services.fetching.clear()
+        with rig.services.jobs.fetching("main", Series.parse(MADE)):
+            busy = await client.refusal("backfill.run", series=[MADE], exchange="made", **span)
+            assert busy == "wrong_state"
         await client.result("backfill.run", series=[MADE], exchange="second", **span)
-        assert rig.services.fetching == set()
 
 
 async def test_an_import_ends_with_its_client(rig, tmp_path, monkeypatch):
@@ -306,3 +306,40 @@ async def test_an_export_to_a_full_disk_is_refused(rig):
         assert "no space left" in answer["error"]["message"].lower()
         without = await client.refusal("data.export", series=CANDLES.text, format="csv", **span)
         assert without == "bad_request"
+
+
+async def test_jobs_end_before_the_daemon_does(rig):
+    await store_candles(rig.storage)
+    reading, writing = os.pipe()
+    span = {"from": MS, "to": MS + 86_400_000}
+    async with rig.client() as client:
+        line = client.line("data.export", series=CANDLES.text, format="ndjson", **span)
+        await client.send_with_files(line, [writing])
+        os.close(writing)
+        await trio.lowlevel.wait_readable(reading)  # nobody reads on: the pipe is full soon
+        with trio.fail_after(10):
+            await rig.services.jobs.end_all()
+        answer, _ = await client.answer()
+        assert answer["error"]["data"]["code"] == "wrong_state"
+        assert "stopping" in answer["error"]["message"]
+        await client.send_with_files(line, [reading])
+        answer, _ = await client.answer()
+        assert "stopping" in answer["error"]["message"]
+    os.close(reading)
+
+
+async def test_an_export_through_a_pipe(rig):
+    await store_candles(rig.storage)
+    reading, writing = os.pipe()
+    span = {"from": MS, "to": MS + 86_400_000}
+    async with rig.client() as client, trio.lowlevel.FdStream(reading) as pipe:
+        line = client.line("data.export", series=CANDLES.text, format="csv", **span)
+        await client.send_with_files(line, [writing])
+        os.close(writing)
+        text = b""
+        with trio.fail_after(20):
+            while piece := await pipe.receive_some():
+                text += piece
+        answer, _ = await client.answer()
+        assert answer["result"]["rows"] == 1440
+        assert len(text.splitlines()) == 1441
