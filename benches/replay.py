@@ -116,6 +116,7 @@ def count(port: int, end: int, name: str = SESSION, *options: str) -> dict[str, 
         "start_time": START // MILLISECOND,
         "end_time": format_time(end),
         "speed": "max",
+        "ephemeral": True,  # a client that leaves early leaves no replay running behind it
     }
     command = [harness.build_counter(), str(port), json.dumps(request), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
