@@ -20,7 +20,14 @@ LAYERS = [
     {"tardisd.cli", "tardisd.__main__"},
     {"tardisd.daemon", "tardisd.control", "tardisd.instances"},
     {"tardisd.replay", "tardisd.backfill", "tardisd.transfer", "tardisd.state"},
-    {"tardisd.wire", "tardisd.supervise", "tardisd.metrics", "tardisd.log", "tardisd.systemd"},
+    {
+        "tardisd.wire",
+        "tardisd.supervise",
+        "tardisd.metrics",
+        "tardisd.log",
+        "tardisd.systemd",
+        "tardisd.venue",
+    },  # fmt: skip
     {"tardisd.config", "tardisd.plugins"},
     {"tardisd.market", "tardisd.errors", "tardisd.progress", "tardisd.wall", "tardisd"},
 ]
