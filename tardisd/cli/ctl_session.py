@@ -180,8 +180,11 @@ def session_watch(control: Control, session_id: str) -> None:
     draw: Callable[[str, Mapping[str, Any]], None] = _draw_news
     if control.as_json:
         draw = _draw_nothing
-    with control.connect() as client, refusals():
-        result = client.call("session.watch", {"session_id": session_id}, (), draw)
+    try:
+        with control.connect() as client, refusals():
+            result = client.call("session.watch", {"session_id": session_id}, (), draw)
+    except KeyboardInterrupt:  # the way to leave a session that goes on
+        return
     if control.as_json:
         render.print_json(result)
 
