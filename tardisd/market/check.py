@@ -95,9 +95,13 @@ def same_rows(left: Batch, right: Batch) -> Bools:
             same &= ~one.presence()
     if left.sides is not None and right.sides is not None:
         same &= left.sides == right.sides
+    elif left.sides is not right.sides:
+        same &= False
     if left.ids is not None and right.ids is not None:
         if left.ids.dtype.kind == right.ids.dtype.kind:
             same &= left.ids == right.ids
         else:
             same &= left.ids.astype(np.bytes_) == right.ids.astype(np.bytes_)
+    elif (ids := left.ids if left.ids is not None else right.ids) is not None:
+        same &= ids.astype(np.bytes_) == b""
     return same

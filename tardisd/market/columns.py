@@ -65,7 +65,9 @@ def closes(opens: Ints, interval: Interval) -> Ints:
 
 def pack_ids(texts: Sequence[str]) -> Ids:
     """Return an id column: int64 when every text is a canonical integer, else bytes."""
-    if all(text.isdecimal() and (text[0] != "0" or text == "0") for text in texts):
+    if all(
+        text.isascii() and text.isdecimal() and (text[0] != "0" or text == "0") for text in texts
+    ):
         try:
             return np.array([int(text) for text in texts], dtype=np.int64)
         except OverflowError:
@@ -118,19 +120,24 @@ class Batch:
 
     @classmethod
     def concat(cls, batches: Sequence[Batch]) -> Batch:
-        """Return the batches of one series one after another."""
+        """Return the batches of one series one after another.
+
+        Raises ValueError when only some of them have sides.
+        """
+        batches = [batch for batch in batches if len(batch)] or batches[:1]
         if len(batches) == 1:
             return batches[0]
         names = dict.fromkeys(name for batch in batches for name in batch.fields)
         fields = {
-            name: Decimals.concat([batch.fields.get(name) or _absent(batch) for batch in batches])
-            for name in names
+            name: Decimals.concat([_field(batch, name) for batch in batches]) for name in names
         }
         ids = [batch.ids for batch in batches if batch.ids is not None]
         if ids and len(ids) < len(batches):
             filled = [_no_ids(batch) if batch.ids is None else batch.ids for batch in batches]
             ids = [column.astype(np.bytes_) for column in filled]
         sides = [batch.sides for batch in batches if batch.sides is not None]
+        if sides and len(sides) < len(batches):
+            raise ValueError(f"some batches of {batches[0].series} have sides, and some have not")
         return cls(
             batches[0].series,
             np.concatenate([batch.ts_event for batch in batches]),
@@ -163,7 +170,10 @@ class Batch:
         return self[first : max(first, last)]
 
 
-def _absent(batch: Batch) -> Decimals:
+def _field(batch: Batch, name: str) -> Decimals:
+    column = batch.fields.get(name)
+    if column is not None:
+        return column
     return Decimals(np.zeros(len(batch), np.int64), present=np.zeros(len(batch), np.bool_))
 
 

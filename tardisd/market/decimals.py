@@ -31,9 +31,13 @@ def check_decimal(text: str) -> Decimal:
         raise ValueError("not a number") from None
     if not value.is_finite():
         raise ValueError("not a finite number")
-    if -int(value.as_tuple().exponent) > DIGITS and value != value.quantize(Decimal(1).scaleb(-18)):
+    if value.adjusted() > DIGITS and value:  # before any digit is spelt out: 1e999999 is short
+        raise ValueError("too large to be kept exactly")
+    _, digits, exponent = value.as_tuple()
+    beyond = -DIGITS - int(exponent)
+    if beyond > 0 and any(digits[-beyond:]):
         raise ValueError(f"more than {DIGITS} fraction digits")
-    if abs(value) > _INT64_MAX:
+    if abs(int(value)) > _INT64_MAX:
         raise ValueError("too large to be kept exactly")
     return value
 
@@ -81,6 +85,8 @@ class Decimals:
     @classmethod
     def concat(cls, columns: Sequence[Decimals]) -> Decimals:
         """Return the columns one after another, at one scale that keeps them exact."""
+        # Columns without rows have no say in the scale, nor in whether anything is absent.
+        columns = [column for column in columns if len(column)] or columns[:1]
         if len(columns) == 1:
             return columns[0]
         present = None
