@@ -27,7 +27,7 @@ LAYERS = [
         "tardisd.log",
         "tardisd.systemd",
         "tardisd.venue",
-    },  # fmt: skip
+    },
     {"tardisd.config", "tardisd.plugins"},
     {"tardisd.market", "tardisd.errors", "tardisd.progress", "tardisd.wall", "tardisd"},
 ]
