@@ -165,7 +165,8 @@ class Daemon:
     def _summary(self) -> str:
         counts = self._counts().items()
         return "ready: " + (
-            ", ".join(f"{count} {kind}" for kind, count in counts) or "no instances"
+            ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for kind, count in counts)
+            or "no instances"
         )
 
 

@@ -109,4 +109,7 @@ class State:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise StorageError(f"the daemon's own state {self._path}: {error}") from None
+            raise StorageError(
+                f"the daemon's own state {self._path}: {error}; check the disk, or move the file"
+                " away to start without it (it holds no market data)"
+            ) from None

@@ -155,4 +155,4 @@ def _read(raw: Raw | None, kind: type[_FieldT]) -> _FieldT | None:
 
 
 def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]

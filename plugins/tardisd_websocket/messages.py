@@ -246,7 +246,8 @@ def _time(field: str, value: int | str) -> int:
     try:
         return parse_time(value)
     except ValueError as error:
-        raise bad_field(field, f"{error}; use {_TIME}"[:300]) from None
+        hint = "" if ";" in str(error) else f"; use {_TIME}"
+        raise bad_field(field, f"{error}{hint}") from None
 
 
 def _series_list(texts: list[str]) -> tuple[Series, ...]:

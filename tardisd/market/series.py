@@ -62,10 +62,11 @@ class Symbol:
             base, _, quote = pair.partition("/")
             assets = [base, quote, *([settle] if colon else [])]
             if not all(_ASSET.fullmatch(asset) for asset in assets):
-                raise ValueError(f"{text!r} is not a symbol; write BTC/USDT or BTC/USDT:USDT")
+                raise ValueError(f"{text[:60]!r} is not a symbol; write BTC/USDT or BTC/USDT:USDT")
             if colon and settle.upper() != quote.upper():
                 raise ValueError(
-                    f"{text!r}: only spot and linear swaps (settled in the quote asset) are known"
+                    f"{text[:60]!r}: only spot and linear swaps (settled in the quote asset) are"
+                    " known"
                 )
             if exchange in _CONCATENATED or exchange == "okx":
                 base, quote, settle = base.upper(), quote.upper(), settle.upper()
@@ -93,7 +94,7 @@ def _parse_venue_id(text: str, exchange: str) -> Symbol:
             return Symbol(*parts)
         if len(parts) == 3 and all(parts) and parts[2] == "SWAP":
             return Symbol(parts[0], parts[1], parts[1])
-    raise ValueError(f"{text!r} is not a symbol of {exchange}; write it as BTC/USDT")
+    raise ValueError(f"{text[:60]!r} is not a symbol of {exchange}; write it as BTC/USDT")
 
 
 @dataclass(frozen=True)
