@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# How long one example takes says more about the machine than about the code.
+settings.register_profile("tardisd", deadline=None)
+settings.load_profile("tardisd")
 
 pytest.register_assert_rewrite("tardisd.testing")  # a failing suite then says what it compared
 
