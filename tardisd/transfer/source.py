@@ -19,7 +19,7 @@ from typing import IO, BinaryIO
 
 from tardisd.errors import DataError
 
-BLOCK_BYTES = 2**22
+BLOCK_BYTES = 2**21
 MAX_LINE_BYTES = 2**16
 SAMPLE_BYTES = 2**16
 # Real dumps compress 3- to 30-fold; a bomb made of one repeated byte reaches 1000.

@@ -26,7 +26,7 @@ from tardisd.market.decimals import Decimals, Ints
 from tardisd.market.series import Series
 from tardisd.market.time import format_time
 
-PAGE_ROWS = 2**17
+PAGE_ROWS = 2**16
 SAMPLE_EVERY = 128
 # Rows of one instant cannot be told apart by time, so they are held together.
 MAX_INSTANT_ROWS = 2**21
@@ -121,15 +121,15 @@ class Spool:
         self._sample.append(batch.ts_event[::SAMPLE_EVERY].copy())
         self.count += len(batch)
 
-    def parts(self, page_rows: int = PAGE_ROWS) -> list[Part]:
-        """Return all rows cut by time into parts of about `page_rows`, in order.
+    def parts(self) -> list[Part]:
+        """Return all rows cut by time into parts of about `PAGE_ROWS`, in order.
 
         Raises DataError when too many rows share one instant.
         """
         if not self._runs:
             return []
         sample = np.sort(np.concatenate(self._sample))
-        step = max(1, page_rows // SAMPLE_EVERY)
+        step = max(1, PAGE_ROWS // SAMPLE_EVERY)
         cuts = np.unique(sample[::step][1:])
         low = min(run.first for run in self._runs)
         high = max(run.last for run in self._runs)
@@ -150,7 +150,7 @@ class Spool:
             for (start, stop), pieces in zip(pairwise(bounds), slices, strict=True)
         ]
         for part in parts:
-            if part.count > max(MAX_INSTANT_ROWS, 4 * page_rows):
+            if part.count > MAX_INSTANT_ROWS:
                 raise DataError(
                     f"more than {MAX_INSTANT_ROWS} rows share about one time,"
                     f" {format_time(part.start)}; is the time column right?"

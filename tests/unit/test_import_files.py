@@ -178,7 +178,6 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(source, "BLOCK_BYTES", 4096)
     monkeypatch.setattr(source, "SAMPLE_BYTES", 2048)
     monkeypatch.setattr(spool, "PAGE_ROWS", 256)
-    monkeypatch.setattr(spool.Spool.parts, "__defaults__", (256,))
     monkeypatch.setattr(spool, "SAMPLE_EVERY", 8)
 
 
@@ -350,8 +349,9 @@ async def test_damage_inside_a_zip(tmp_path):
     assert "encrypted" in str(error)
 
 
-async def test_a_zip_bomb_is_refused(tmp_path):
-    bomb = zipped(("a.csv", kline(0) + "\n" * 100_000_000))
+async def test_a_zip_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "RATIO_FREE_BYTES", 2**20)
+    bomb = zipped(("a.csv", kline(0) + "\n" * 5_000_000))
     error = await refused(tmp_path, CANDLE, {"a.zip": bomb})
     assert "expands more than" in str(error)
 
