@@ -34,6 +34,7 @@ _HINTS = {
     errno.EACCES: "let the user that tardisd runs as write there",
     errno.EPERM: "let the user that tardisd runs as write there",
     errno.EROFS: "choose a folder that can be written to",
+    errno.EEXIST: "a file stands where path needs a folder",
     errno.ENOTDIR: "a file stands where path needs a folder",
     errno.ENAMETOOLONG: "shorten path",
     errno.EMFILE: "lower max_open_files, or raise the limit of open files",
