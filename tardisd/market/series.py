@@ -84,16 +84,17 @@ class Symbol:
 
 def _parse_venue_id(text: str, exchange: str) -> Symbol:
     known = text.upper()
-    if exchange in _CONCATENATED and _ASSET.fullmatch(text):
+    if exchange in _CONCATENATED and _ASSET.fullmatch(known):
         for quote in _QUOTES:
             if known.endswith(quote) and len(known) > len(quote):
                 return Symbol(known[: -len(quote)], quote)
     if exchange == "okx":
         parts = known.split("-")
-        if len(parts) == 2 and all(parts):
-            return Symbol(*parts)
-        if len(parts) == 3 and all(parts) and parts[2] == "SWAP":
-            return Symbol(parts[0], parts[1], parts[1])
+        if all(_ASSET.fullmatch(part) for part in parts):
+            if len(parts) == 2:
+                return Symbol(*parts)
+            if len(parts) == 3 and parts[2] == "SWAP":
+                return Symbol(parts[0], parts[1], parts[1])
     raise ValueError(f"{text[:60]!r} is not a symbol of {exchange}; write it as BTC/USDT")
 
 
