@@ -61,7 +61,8 @@ class Layout:
 class FileFormat:
     """One vendor's layout for some kinds of tick. `exchanges` empty means any.
 
-    When several formats match a file, one that names the exchange goes before one that does not.
+    A format that names the exchange goes before one that takes any; when two of equal rank match a
+    file, it is refused.
     """
 
     name: ClassVar[str]

@@ -48,9 +48,18 @@ def choose_format(sample: Sample, series: Series, formats: Sequence[FileFormat])
     """Return the recipe of the format that knows the file; DataError says what it looks like."""
     kind = series.data_type.kind
     usable = [f for f in formats if not f.exchanges or series.exchange in f.exchanges]
-    for format_ in sorted(usable, key=lambda f: not f.exchanges):
-        layout = format_.match(sample, kind) if kind in format_.kinds else None
-        if layout is not None:
+    # A format that names the exchange knows better than one that takes any.
+    for rank in (True, False):
+        found = [
+            (format_, layout)
+            for format_ in usable
+            if bool(format_.exchanges) == rank and kind in format_.kinds
+            if (layout := format_.match(sample, kind)) is not None
+        ]
+        if len(found) > 1:
+            names = " and ".join(sorted(format_.name for format_, _ in found))
+            raise DataError(f"formats {names} both claim this file", file=sample.file_name)
+        for format_, layout in found:
             _check_layout(format_, layout, kind)
             _check_symbol(sample, layout, series)
             return _recipe(sample, format_, layout, kind)

@@ -489,3 +489,16 @@ async def test_a_storage_that_fails_ends_the_import(tmp_path):
 async def test_a_missing_spool_folder_is_told(tmp_path):
     with pytest.raises(StorageError, match="cannot make a temporary file"):
         await import_text(tmp_path / "nowhere", CANDLE, {"a": kline(0)})
+
+
+async def test_a_layout_of_two_formats_is_refused_by_name(tmp_path):
+    class Rival(type(FORMATS[0])):
+        name = "rival"
+
+    text = "time,open,high,low,close,volume\n" + f"{T0},1,1,1,1,1\n"
+    files = [("a.csv", io.BytesIO(text.encode()))]
+    with pytest.raises(DataError, match="formats csv_candles and rival both claim this file"):
+        await import_files(
+            files, Series.parse(PLAIN), MemoryStorage(), [*FORMATS, Rival()],
+            covers=None, spool_dir=tmp_path, progress=lambda _: None,
+        )  # fmt: skip
