@@ -1,0 +1,1 @@
+"""What exchange plugins share in talking to venues: budgets, retries; no facts of any venue."""
