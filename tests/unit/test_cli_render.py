@@ -49,7 +49,7 @@ def on_terminal(code):
     return text.decode()
 
 
-def test_a_table_on_a_terminal_has_colours_and_fits():
+def test_a_table_on_a_terminal_has_colours_and_whole_rows():
     text = on_terminal(
         "from tardisd.cli import render\n"
         "render.table(('name', 'state'), [['[red]x[/red]' + 'y' * 90, 'loaded']])"
@@ -57,7 +57,7 @@ def test_a_table_on_a_terminal_has_colours_and_fits():
     assert "\x1b[32mloaded" in text
     assert "[red]" in text  # what is shown is never taken for markup
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    assert max(len(line) for line in plain.split("\r\n")) <= 60
+    assert any("y" * 90 in line and "loaded" in line for line in plain.split("\r\n"))
 
 
 def test_json_is_indented_on_a_terminal_only(capsys):
