@@ -49,15 +49,15 @@ class Storage(Plugin[OptionsT]):
 
     @abstractmethod
     async def append(self, series: Series, page: Page) -> Appended:
-        """Commit the page's rows and its coverage in one transaction; when it returns, both hold.
+        """Commit the page's rows and coverage in one transaction; when it returns, both hold.
 
-        Idempotent: rows of the same key (candle: open time; trade: id and event time, or content
-        where there is no id) and content are `unchanged`, with other content `revised` (the new row
-        replaces the old). Pages may come in any order, overlap, and be empty. Rows end up sorted
-        by event time, then numeric id where there is one, else page order. What is covered now has
-        no recorded gap any more whose cause is one of time without coverage only. Raises
-        StorageError, or DataError for rows that cannot be stored; then nothing of the page is
-        stored. A cancelled call has either committed all or nothing.
+        The coverage is `page.covered`. Idempotent: rows of the same key (candle: open time; trade:
+        id and event time, or content where there is no id) and content are `unchanged`, with other
+        content `revised` (the new row replaces the old). Pages may come in any order, overlap, and
+        be empty. Rows end up sorted by event time, then numeric id where there is one, else page
+        order. What is covered now has no recorded gap any more whose cause is one of time without
+        coverage only. Raises StorageError, or DataError for rows that cannot be stored; then
+        nothing of the page is stored. A cancelled call has either committed all or nothing.
         """
 
     @abstractmethod

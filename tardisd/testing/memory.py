@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import trio
 
-from tardisd.errors import DataError, StorageError
 from tardisd.market.check import check_batch, same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.series import Instrument, Series
@@ -48,12 +47,9 @@ class MemoryStorage(Storage[Options]):
         self._instruments: dict[tuple[str, str, str], Instrument] = {}
 
     async def append(self, series: Series, page: Page) -> Appended:
-        """Keep the page's rows and coverage."""
+        """Keep the page's rows and coverage; DataError when its rows are bad."""
         await trio.lowlevel.checkpoint()
-        try:
-            check_batch(page.batch, page.span)
-        except DataError as error:
-            raise StorageError(f"page {page.span} of {series} is bad: {error}") from None
+        check_batch(page.batch, page.span)
         kept = self._kept.setdefault(series.key, _Kept(Batch.empty(series)))
         batch, appended = _merge(kept.batch, page.batch)
         coverage = kept.coverage.union(page.covered)

@@ -158,9 +158,12 @@ def file_size(name: str, raw: BinaryIO) -> int:
 @contextmanager
 def open_source(name: str, raw: BinaryIO) -> Iterator[Source]:
     """Open the file from its start; DataError when it is no readable plain, gzip or zip file."""
-    raw.seek(0)
-    magic = raw.read(4)
-    raw.seek(0)
+    try:
+        raw.seek(0)
+        magic = raw.read(4)
+        raw.seek(0)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", file=name) from None
     if magic.startswith(b"PK"):
         with _open_member(name, raw) as (text, member):
             yield Source(name, raw, text, member)

@@ -8,6 +8,7 @@ import zipfile
 from decimal import Decimal
 
 import pytest
+import trio
 from import_rig import (
     FORMATS,
     KLINE_HEADER,
@@ -500,5 +501,34 @@ async def test_a_layout_of_two_formats_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match="formats csv_candles and rival both claim this file"):
         await import_files(
             files, Series.parse(PLAIN), MemoryStorage(), [*FORMATS, Rival()],
+            covers=None, spool_dir=tmp_path, progress=lambda _: None,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("message", ["reading a", "storing"])
+async def test_an_import_can_be_cancelled(tmp_path, small_pieces, message):
+    storage = MemoryStorage()
+    text = "".join(trade(n, n) for n in range(3000)).encode()
+
+    def cancel(step: Progress) -> None:
+        if step.message == message:
+            scope.cancel()
+
+    with trio.CancelScope() as scope:
+        await import_files(
+            [("a", io.BytesIO(text))], Series.parse(TRADE), storage, FORMATS,
+            covers=None, spool_dir=tmp_path, progress=cancel,
+        )  # fmt: skip
+    assert scope.cancelled_caught
+    kept = len(await stored(storage, TRADE))
+    assert kept == 0 if message == "reading a" else 0 < kept < 3000
+
+
+async def test_a_descriptor_that_cannot_be_read_is_told(tmp_path):
+    fd = os.open(tmp_path / "a.csv", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"time\n")
+    with open(fd, "rb") as file, pytest.raises(DataError, match=r"a\.csv: cannot be read"):
+        await import_files(
+            [("a.csv", file)], Series.parse(CANDLE), MemoryStorage(), FORMATS,
             covers=None, spool_dir=tmp_path, progress=lambda _: None,
         )  # fmt: skip
