@@ -1,7 +1,8 @@
 """Followers of a session: bounded queues of shared blocks, and what happens when one is full.
 
-Ticks are counted, not bytes: blocks are shared by all followers, so a queue costs no copy. Notices
-are small and come at most a few per verb; they pass a full queue by, in order.
+Ticks are counted, not bytes: blocks are shared by all followers, so a queue costs no copy. A gap
+mark counts as a tick, for it has a sequence number. Other notices come a few per verb; they pass a
+full queue by, in order.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from tardisd.replay.block import SessionBlock
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How far a follower may lag, in ticks, and how long a blocking one may read nothing."""
+    """How far a follower may lag, in ticks, and how long a blocking one may read nothing.
+
+    `most_items` is how many blocks and notices may wait whatever the policy.
+    """
 
     blocking_ticks: int = 4096
     lagging_ticks: int = 16_384
     max_block_secs: float = 60.0
+    most_items: int = 32_768
 
 
 class Follower:
@@ -74,6 +79,18 @@ class Follower:
         """Queue ticks, by the follower's policy when it lags too far."""
         self._queue.append(block)
         self._ticks += len(block)
+        self._hold_to_limits()
+
+    def notify(self, notice: Notice, *, last: bool = False) -> None:
+        """Queue a notice; after the `last` one the stream ends."""
+        self._queue.append(notice)
+        self._ticks += _weight(notice)
+        self._ended = self._ended or last
+        if not last:
+            self._hold_to_limits()
+        self._arrived.set()
+
+    def _hold_to_limits(self) -> None:
         if self.policy != "block" and self._ticks > self._limits.lagging_ticks:
             if self.policy == "disconnect":
                 self.evict("too slow")
@@ -81,12 +98,8 @@ class Follower:
                 self._drop(self._ticks - self._limits.lagging_ticks // 2)
             else:
                 self._conflate()
-        self._arrived.set()
-
-    def notify(self, notice: Notice, *, last: bool = False) -> None:
-        """Queue a notice; after the `last` one the stream ends."""
-        self._queue.append(notice)
-        self._ended = self._ended or last
+        if len(self._queue) > self._limits.most_items:
+            self.evict("too slow")
         self._arrived.set()
 
     def evict(self, reason: str) -> None:
@@ -109,9 +122,9 @@ class Follower:
             self._arrived = trio.Event()
             await self._arrived.wait()
         item = self._queue.popleft()
-        if not isinstance(item, Notice):
-            self._ticks -= len(item)
-            self.last_seq = item.first_seq + len(item) - 1
+        if weight := _weight(item):
+            self._ticks -= weight
+            self.last_seq = _first_seq(item) + weight - 1
             if self.full_since is not None and self.has_room:
                 self.full_since = None
                 self._poke()
@@ -133,25 +146,34 @@ class Follower:
         """Drop the oldest `count` ticks and say so; notices keep their place."""
         kept: deque[SessionBlock | Notice] = deque()
         for item in self._queue:
-            if isinstance(item, Notice) or count <= 0:
+            weight = _weight(item)
+            gone = min(count, weight)
+            if _is_skipped(item):
+                _skip(kept, item.fields["from_seq"], item.fields["to_seq"])
+            elif gone:
+                first = _first_seq(item)
+                _skip(kept, first, first + gone - 1)
+                if not isinstance(item, Notice) and gone < weight:
+                    kept.append(item.cut(gone, weight))
+            else:
                 kept.append(item)
-                continue
-            gone = min(count, len(item))
-            _skip(kept, item.first_seq, item.first_seq + gone - 1)
-            if gone < len(item):
-                kept.append(item.cut(gone, len(item)))
             count -= gone
             self._ticks -= gone
         self._queue = kept
 
     def _conflate(self) -> None:
-        """Keep the newest tick of each series of every block, and say what was skipped."""
+        """Keep the newest tick of each series, and say what was skipped."""
         kept: deque[SessionBlock | Notice] = deque()
         self._ticks = 0
         newest: set[object] = set()
         for item in reversed(self._queue):
             if isinstance(item, Notice):
-                kept.appendleft(item)
+                if _is_skipped(item):
+                    _skip_before(kept, item.fields["from_seq"], item.fields["to_seq"])
+                elif _weight(item):
+                    _skip_before(kept, item.fields["seq"], item.fields["seq"])
+                else:
+                    kept.appendleft(item)
                 continue
             upto = len(item)
             for row, series in reversed(item.newest_rows()):
@@ -166,6 +188,19 @@ class Follower:
             if upto:
                 _skip_before(kept, item.first_seq, item.first_seq + upto - 1)
         self._queue = kept
+
+
+def _weight(item: SessionBlock | Notice) -> int:
+    """Return how many sequence numbers an item takes."""
+    if isinstance(item, Notice):
+        return int(item.type == "gap")
+    return len(item)
+
+
+def _first_seq(item: SessionBlock | Notice) -> int:
+    if isinstance(item, Notice):
+        return int(item.fields["seq"])
+    return item.first_seq
 
 
 def _skipped(first: int, last: int) -> Notice:

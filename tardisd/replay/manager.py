@@ -39,6 +39,7 @@ class SessionLimits:
     max_sessions: int = 1000
     max_series: int = 1000
     kept_secs: float = 600.0
+    max_kept: int = 10_000
     drain_secs: float = 5.0
     encoding_threads: int = 2
     tuning: Tuning = field(default_factory=Tuning)
@@ -60,7 +61,8 @@ class SessionManager:
         self._sinks = sinks
         self._state = state
         self._limits = limits or SessionLimits()
-        self._limiter = trio.CapacityLimiter(self._limits.encoding_threads)
+        #: The threads in which sessions read ahead and encode.
+        self.limiter = trio.CapacityLimiter(self._limits.encoding_threads)
         self._sessions: dict[str, ReplaySession] = {}
         self._reserved: set[str] = set()
         self._nursery: trio.Nursery | None = None
@@ -118,11 +120,11 @@ class SessionManager:
             self._reserved.discard(session_id)
         nursery = self._running_nursery()
         session = ReplaySession(
-            session_id, request, materials, storage, self._limiter, self._limits.tuning
+            session_id, request, materials, storage, self.limiter, self._limits.tuning
         )
         session.sinks = deliveries = [Delivery(session, name, sink) for name, sink in sinks]
         created_at = wall_ns()
-        self._state.put(SessionRecord(session_id, _as_json(request), created_at, "active"))
+        self._remember(SessionRecord(session_id, _as_json(request), created_at, "active"))
         self._sessions[session_id] = session
         nursery.start_soon(self._live, session, deliveries, created_at)
         return session
@@ -162,9 +164,10 @@ class SessionManager:
             end = {} if session.end_notice is None else dict(session.end_notice.fields)
             log.info("session ended", session=session.session_id, **end)
             request, status = _as_json(session.request), session.status_name
-            self._state.put(
+            self._remember(
                 SessionRecord(session.session_id, request, created_at, status, wall_ns(), end)
             )
+            self._forget_oldest()
         self._living -= 1
         self._one_died.set()
         self._one_died = trio.Event()
@@ -179,7 +182,23 @@ class SessionManager:
 
     def _forget(self, session_id: str) -> None:
         self.past_ticks += self._sessions.pop(session_id).ticks
-        self._state.forget(session_id)
+        try:
+            self._state.forget(session_id)
+        except StorageError as error:  # it comes back after a restart, for a while
+            log.warning("session not forgotten", session=session_id, error=error.message)
+
+    def _forget_oldest(self) -> None:
+        """Keep no more ended sessions than may be, whatever their age."""
+        ended = [name for name, session in self._sessions.items() if session.has_ended]
+        for name in ended[: max(0, len(ended) - self._limits.max_kept)]:
+            self._forget(name)
+
+    def _remember(self, record: SessionRecord) -> None:
+        """Write a session down; one that cannot be is not known after a restart, and runs on."""
+        try:
+            self._state.put(record)
+        except StorageError as error:
+            log.error("session not written down", session=record.session_id, error=error.message)
 
     def _restore(self) -> None:
         """Take up the sessions of the daemon before this one, as ended."""
@@ -201,7 +220,7 @@ class SessionManager:
             request = _from_json(record.session_id, record.request)
             storage = next(iter(self._storages.values()))
             session = ReplaySession(
-                record.session_id, request, [], storage, self._limiter, self._limits.tuning
+                record.session_id, request, [], storage, self.limiter, self._limits.tuning
             )
             session.restore(record.status, end)
             self._sessions[record.session_id] = session

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import trio
 
 from tardisd.errors import RequestError, TardisError
+from tardisd.log import Log
 from tardisd.market.span import Span
 from tardisd.market.time import MILLISECOND, format_time
 from tardisd.plugins.sessions import Notice, SessionRequest, Speed, Subscription, WhenFull
@@ -25,8 +26,11 @@ from tardisd.replay.fanout import Follower
 from tardisd.replay.merge import Mark
 from tardisd.replay.source import Material, Source
 from tardisd.replay.timeline import Timeline, Tuning
+from tardisd.supervise import attempt, describe
 from tardisd.wall import wall_ms
 from tardisd.wire.encode import Frame
+
+log = Log("tardisd.sessions")
 
 ENDED = frozenset({"finished", "stopped", "failed"})
 
@@ -236,21 +240,28 @@ class ReplaySession:
 
     async def run(self) -> None:
         """Replay from start to end; returns when the session has ended, however it did."""
+        error = await attempt(self._replay)
+        if isinstance(error, TardisError):
+            self.finish("failed", error.message)
+        elif error is not None:  # most likely the storage plugin's, and no other session's trouble
+            log.error("session broke", session=self.session_id, error=describe(error))
+            self.finish("failed", "internal error; the log of the daemon says more")
+
+    async def _replay(self) -> None:
         with self._scope:
             await self._begun.wait()
-            try:
-                async with self._source.open() as items:
-                    await self._release_all(items)
-                await self._until(self.request.end)
-                self._time.reached(self.request.end)
-                await self._finish_checked()
-            except* TardisError as group:
-                self.finish("failed", _first(group).message)
+            async with self._source.open() as items:
+                await self._release_all(items)
+            await self._until(self.request.end)
+            self._time.reached(self.request.end)
+            await self._finish_checked()
 
     async def _release_all(self, items: trio.MemoryReceiveChannel[Prepared | Mark]) -> None:
         async for item in items:
             if isinstance(item, Mark):
                 await self._until(item.ts_release)
+                while not await self._make_room():
+                    await self._until(item.ts_release)
                 self._mark(item)
             else:
                 await self._release(item)
@@ -374,14 +385,6 @@ def check_speed(speed: Speed) -> None:
     """Raise RequestError unless the speed is a finite number > 0 or `max`."""
     if speed != "max" and not (math.isfinite(speed) and speed > 0):
         raise RequestError("bad_request", f"speed: expected a number > 0 or 'max', found {speed}")
-
-
-def _first(group: BaseExceptionGroup[TardisError]) -> TardisError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, TardisError)
-    return error
 
 
 __all__ = ["ENDED", "ReplaySession", "check_speed"]
