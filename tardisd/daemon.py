@@ -91,6 +91,9 @@ class Daemon:
                 drain_secs=daemon.shutdown_secs / 2,
             ),
         )
+        for record in self._config.registry.plugins:
+            if record.state == "failed":
+                log.warning("plugin failed", plugin=record.name, reason=record.reason)
         self._build(sessions)
         storages.update(of_kind(self._instances, "storage"))
         sinks.update(of_kind(self._instances, "sink"))

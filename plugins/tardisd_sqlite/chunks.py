@@ -22,6 +22,7 @@ from tardisd.errors import StorageCorrupt
 from tardisd.market.columns import Batch
 from tardisd.market.series import Series
 from tardisd.market.span import Span
+from tardisd.market.time import format_time
 from tardisd_sqlite.codec import CODEC, Codec
 from tardisd_sqlite.merge import pieces
 from tardisd_sqlite.schema import ALIVE
@@ -106,8 +107,10 @@ def _checksum(series_id: int, first: int, last: int, rows: int, data: bytes) -> 
 
 def decode(codec: Codec, series: Series, series_id: int, chunk: Chunk, data: bytes | None) -> Batch:
     """Return the chunk's rows; StorageCorrupt names series and span when they are damaged."""
-    where = f"{series} from {Span(chunk.first_ts, chunk.last_ts + 1)}"
-    remedy = "delete that span and backfill it again"
+    span = Span(chunk.first_ts, chunk.last_ts + 1)
+    where = f"{series} in {span}"
+    ends = f"--from {format_time(span.start)} --to {format_time(span.end)}"
+    remedy = f"`tardisctl series delete {series} {ends}`, then import or backfill that again"
     if data is None:
         raise StorageCorrupt(f"the rows of {where} are missing; {remedy}")
     if chunk.codec != CODEC:

@@ -80,7 +80,16 @@ def _draw_session(result: Mapping[str, Any]) -> None:
 
 
 def _readable(name: str, value: Any) -> Any:
+    if name == "sinks":
+        return [_sink(one) for one in value]
+    if isinstance(value, float):
+        return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
     return as_time(value) if name in _TIMES and isinstance(value, int) else value
+
+
+def _sink(facts: Mapping[str, Any]) -> str:
+    text = f"{facts['name']} {facts['state'].replace('_', ' ')}"
+    return f"{text} ({facts['error']})" if facts.get("error") else text
 
 
 @session.command("create")

@@ -31,6 +31,7 @@ START, END = "2024-03-01T12:00:00Z", "2024-03-01T18:00:00Z"
 SPEED = 60
 PORT = 8001
 SEED, TRADES_PER_SECOND = 7, 3.0
+KEYS = "keys: space pause/resume   ↑ faster   ↓ slower   q quit"
 STARTUP_SECS, STOP_SECS = 30.0, 10.0
 
 
@@ -144,20 +145,18 @@ def _show(path: Path, url: str, duration: float | None) -> int:
     watcher.start()
     folder = Path(sys.executable).parent
     example = Path(__file__).parents[2] / "examples" / "follow.py"
-    footer = "\n".join(
-        [
-            "keys: space pause/resume   ↑ faster   ↓ slower   q quit",
-            "",
-            f"WebSocket  {url}  session {SESSION}; from another terminal:",
-            f"  {_short(folder / 'tardisctl')} --socket {path} session watch {SESSION}",
-            f"  {_short(Path(sys.executable))} {_short(example)} {url} {SESSION}",
-        ]
-    )
+    lines = [
+        f"WebSocket  {url}  session {SESSION}; from another terminal:",
+        f"  {_short(folder / 'tardisctl')} --socket {path} session watch {SESSION}",
+    ]
+    if example.exists():  # not in an installed wheel
+        lines.append(f"  {_short(Path(sys.executable))} {_short(example)} {url} {SESSION}")
+    footer = "\n".join(lines)
     until = None if duration is None else time.monotonic() + duration
     with ControlClient(path) as client:
         client.call("session.resume", {"session_id": SESSION})
         if sys.stdout.isatty():
-            _play(client, picture, footer, until)
+            _play(client, picture, f"{KEYS}\n\n{footer}", until)
         else:
             render.warn(footer)
             _print_lines(client, picture, until)

@@ -22,6 +22,8 @@ log = Log("tardisd.delivery")
 PATIENCE_SECS = 5.0
 # A sink that still fails when the session has ended is given up after so long.
 LAST_CHANCE_SECS = 10.0
+# After the end of the session one write may take so long; before, the queue's limit counts.
+STALL_SECS = 60.0
 # The same complaint is logged again after so long.
 REPEAT_SECS = 60.0
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 300.0
@@ -48,6 +50,7 @@ class Delivery:
     _give_up_at: float | None = field(init=False, default=None)
     _logged: tuple[str, float] | None = field(init=False, default=None)
     _backoff: Backoff = field(init=False, default_factory=Backoff)
+    _calls: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._follower = self.session.subscribe("block", self.sink.forms, f"sink {self.sink_name}")
@@ -58,16 +61,30 @@ class Delivery:
 
     async def run(self) -> None:
         """Deliver until the session has ended and everything is written, or the sink is cut off."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_eviction, nursery.cancel_scope)
-            await self._deliver()
-            nursery.cancel_scope.cancel()
-        self._follower.close()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_eviction, nursery.cancel_scope)
+                nursery.start_soon(self._watch_stall, nursery.cancel_scope)
+                await self._deliver()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._cut_off("the daemon shuts down")  # unless all is done
+            self._follower.close()
 
     async def _watch_eviction(self, scope: trio.CancelScope) -> None:
         """Give the sink up when it reads nothing for too long, even in the middle of a write."""
         await self._follower.wait_evicted()
         self._cut_off("it took nothing for too long")
+        scope.cancel()
+
+    async def _watch_stall(self, scope: trio.CancelScope) -> None:
+        """Give the sink up when one of its calls hangs after the end of the session."""
+        await self.session.ended.wait()
+        calls = -1
+        while calls != self._calls:
+            calls = self._calls
+            await trio.sleep(STALL_SECS)
+        self._cut_off(f"it hung for {STALL_SECS:g} s after the end of the session")
         scope.cancel()
 
     async def _deliver(self) -> None:
@@ -107,8 +124,8 @@ class Delivery:
         if not self._over:  # only now is it complete: leaving a sink may fail, too
             self.state, self.error = "done", None
 
-    @staticmethod
-    async def _write(writer: Writer, item: SessionBlock | Notice) -> None:
+    async def _write(self, writer: Writer, item: SessionBlock | Notice) -> None:
+        self._calls += 1
         if isinstance(item, Notice):
             await writer.notice(item)
         else:
