@@ -85,18 +85,23 @@ def locked(path: Path) -> Iterator[None]:
 
 def check_place(path: Path) -> None:
     """Raise StorageError unless a storage may live at `path`; StorageCorrupt for other files."""
-    if not path.parent.is_dir():
-        raise StorageError(f"folder {path.parent} does not exist; create it or set another path")
-    if path.is_dir():
-        raise StorageError(f"{path} is a folder; set the path of a file")
-    if not path.exists():
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise StorageError(f"folder {path.parent} cannot be written to; check its permissions")
-        return
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise StorageError(f"{path} cannot be read and written; check its permissions")
-    with failures(path), path.open("rb") as file:
-        start = file.read(len(_MAGIC))
+    with failures(path):
+        if not path.parent.is_dir():
+            raise StorageError(
+                f"folder {path.parent} does not exist; create it or set another path"
+            )
+        if path.is_dir():
+            raise StorageError(f"{path} is a folder; set the path of a file")
+        if not path.exists():
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise StorageError(
+                    f"folder {path.parent} cannot be written to; check its permissions"
+                )
+            return
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise StorageError(f"{path} cannot be read and written; check its permissions")
+        with path.open("rb") as file:
+            start = file.read(len(_MAGIC))
     if start not in (b"", _MAGIC):
         raise StorageCorrupt(
             f"{path} is not a tardisd storage (it is no SQLite file);"

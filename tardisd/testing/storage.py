@@ -229,7 +229,7 @@ class StorageSuite(AppendSuite):
             assert await storage.version(TRADES) > version  # never begins anew
 
     @pytest.mark.parametrize("series", [TRADES, CANDLES, QUOTES, TEXT_IDS], ids=str)
-    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("seed", range(5))
     async def test_like_the_model(self, tmp_path: Path, series: Series, seed: int) -> None:
         chance = random.Random(seed)
         draw, model = Draw(series, chance), Model(series)

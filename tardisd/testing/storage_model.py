@@ -174,8 +174,10 @@ class Draw:
         """Return a page with rows in a span, and at times a gap."""
         span = self.span()
         rows = []
+        density = self.random.choice([0.2, 0.5, 1.0])
         for ts in range(span.start, span.end, self.step):
-            rows += self._instant(ts)
+            if self.random.random() < density:
+                rows += self._instant(ts)
         gaps = []
         if span and self.random.random() < 0.2:
             gaps = [Gap(span, self.random.choice(COVERED_CAUSES))]
@@ -192,8 +194,8 @@ class Draw:
             price, volume = str(chance.randint(1, 3)), str(chance.randint(0, 2))
             prices = (price,) * 4
             row = Row(ts, None, None, (*prices, volume, chance.choice([None, volume]), None))
-            return chance.choices([[], [row]], [1, 3])[0]
-        count = chance.choice([0, 1, 1, 2, 5])
+            return [row]
+        count = chance.choice([1, 1, 2, 5])
         schema = SCHEMAS[self.series.data_type.kind]
         # An id stands for one instant: venues do not use one twice.
         names = chance.sample(range(8), count)

@@ -25,7 +25,9 @@ class TestSqliteWithTinyChunks(TestSqlite):
 
     @pytest.fixture(autouse=True)
     def _tiny(self, monkeypatch, request):
-        rows = 3 if "model" in request.node.name else 300
+        rows, small = 300, 1
+        if "model" in request.node.name:
+            rows, small = ((3, 1), (20, 4))[request.node.callspec.params["seed"] % 2]
         monkeypatch.setattr(merge, "CHUNK_ROWS", rows)
         monkeypatch.setattr(changes, "CHUNK_ROWS", rows)
-        monkeypatch.setattr(changes, "_SMALL_ROWS", 1)
+        monkeypatch.setattr(changes, "_SMALL_ROWS", small)

@@ -365,6 +365,31 @@ async def test_many_small_pages_leave_few_chunks(tmp_path):
         assert writer(storage).execute(count, (schema.ALIVE,)).fetchone()[0] < 20
 
 
+@pytest.mark.parametrize("missing", [(1000,), (2000,), (1000, 2000)])
+async def test_one_page_joins_a_chunk_only_once(tmp_path, missing):
+    random = random_trades(TRADES, 5000, START)
+    times = START + np.arange(len(random)) * 1_000_000
+    batch = Batch(TRADES, times, random.fields, random.ids, random.sides)
+    numbers = np.arange(len(batch))
+    stored = (numbers < 3300) & ~np.isin(numbers, missing)
+    async with opened(tmp_path) as storage:
+        # Three chunks, of which the last two are then made small.
+        for first, last in ((0, 2000), (2000, 2900), (2900, 3300)):
+            page = page_with(batch[stored & (numbers >= first) & (numbers < last)])
+            await storage.append(TRADES, page)
+        for first, last in ((2001, 2800), (3000, 3300)):
+            await storage.delete(TRADES, Span(int(times[first]), int(times[last])))
+            stored &= (numbers < first) | (numbers >= last)
+        lengths = "SELECT rows FROM chunk WHERE died = ? ORDER BY first_ts"
+        [_, *small] = writer(storage).execute(lengths, (schema.ALIVE,)).fetchall()
+        assert len(small) == 2
+        late = np.isin(numbers, missing) | (numbers >= 3300)
+        await storage.append(TRADES, page_with(batch[late]))
+        await storage.append(TRADES, page_with(batch[~stored & ~late]))
+        assert same_rows(await read(storage, TRADES), batch).all()
+        assert (await storage.list_series())[0].rows == len(batch)
+
+
 async def test_a_slow_read_does_not_make_the_log_grow(tmp_path):
     batch = random_trades(TRADES, 1_000_000, START)
     pages = cut(batch, 50_000)
