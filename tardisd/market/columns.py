@@ -35,6 +35,11 @@ class Schema:
     has_side: bool = False
 
 
+# Levels of a book snapshot, best first; the content hash has room for no more than seven.
+_LEVELS = 5
+_LEVEL = ("bid_price", "bid_amount", "ask_price", "ask_amount")
+_BOOK = tuple(f"{name}_{level}" for level in range(_LEVELS) for name in _LEVEL)
+
 SCHEMAS: dict[str, Schema] = {
     "candle": Schema(
         ("open", "high", "low", "close", "volume", "quote_volume", "trades"),
@@ -46,6 +51,7 @@ SCHEMAS: dict[str, Schema] = {
     "liquidation": Schema(("price", "amount"), has_id=True, has_side=True),
     "funding": Schema(("rate",)),
     "open_interest": Schema(("amount",)),
+    "book_snapshot": Schema(_BOOK, optional=frozenset(_BOOK)),  # a side may be empty
     "book_delta": Schema(("price", "amount"), has_side=True),
 }
 

@@ -11,7 +11,8 @@ Subclass `ExchangeSuite` in a test module, name the class `Test…`, and give it
             async with plugin.run():
                 yield plugin
 
-Needs pytest with pytest-trio in trio mode.
+Needs pytest with pytest-trio in trio mode; `pytest.register_assert_rewrite("tardisd.testing")` in a
+conftest makes failures say what was compared.
 """
 
 from __future__ import annotations
