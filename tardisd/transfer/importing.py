@@ -9,32 +9,22 @@ so that what is stored is in order whatever the file's own order was.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
-import numpy as np
 import trio
 
-from tardisd.errors import DataError
-from tardisd.market.check import check_batch
-from tardisd.market.columns import Batch
-from tardisd.market.decimals import Ints
+from tardisd.dumps.intake import Intake, overlap
+from tardisd.dumps.source import file_size
+from tardisd.dumps.spool import open_spool
 from tardisd.market.series import Series
-from tardisd.market.span import Coverage, Span
+from tardisd.market.span import Span
 from tardisd.plugins.exchange import Page
 from tardisd.plugins.format import FileFormat
 from tardisd.plugins.storage import Appended, Storage
 from tardisd.progress import Progress
-from tardisd.supervise import attempt
-from tardisd.transfer.order import Conflict, is_settled, settle
-from tardisd.transfer.reading import FileReader
-from tardisd.transfer.source import Block, file_size
-from tardisd.transfer.spool import Part, Spool, open_spool
-
-ItemT = TypeVar("ItemT")
 
 _FOREVER = (-(2**63), 2**63 - 1)
 
@@ -78,7 +68,7 @@ async def import_files(
     fails: whole pages remain, and importing again completes them.
     """
     with open_spool(series, spool_dir) as spool:
-        intake = _Intake(series, spool, formats)
+        intake = Intake(series, spool, formats)
         sizes = [file_size(name, raw) for name, raw in files]
         for at, (name, raw) in enumerate(files):
             before = Progress(sum(sizes[:at]), sum(sizes), "bytes", f"reading {name}")
@@ -101,7 +91,7 @@ async def import_files(
             done += len(page.batch)
             progress(Progress(done, spool.count, "rows", "storing"))
 
-        await _overlap(pages(), store)
+        await overlap(pages(), store)
     results = [
         FileResult(
             reader.name, reader.recipe.format_name, reader.rows, reader.finish().start, reader.last
@@ -110,154 +100,3 @@ async def import_files(
     ]
     rows = sum(result.rows for result in results)
     return ImportResult(stored.added, stored.unchanged, stored.revised, rows, results)
-
-
-class _Intake:
-    """The files of one import on their way into the spool."""
-
-    def __init__(self, series: Series, spool: Spool, formats: Sequence[FileFormat]) -> None:
-        self.series = series
-        self.spool = spool
-        self.formats = formats
-        self.readers: list[FileReader] = []
-        self._in_order = True
-        self._last: Batch | None = None
-
-    async def read(
-        self, name: str, raw: BinaryIO, before: Progress, progress: Callable[[Progress], None]
-    ) -> None:
-        """Read one file into the spool; `before` is how far the import has come."""
-        row = sum(reader.rows for reader in self.readers)
-        reader = FileReader(name, raw, self.series, self.formats, row)
-        self.readers.append(reader)
-
-        def blocks() -> Generator[tuple[Block, int], None, None]:
-            with reader.open() as source:
-                for block in reader.blocks(source):
-                    yield block, source.position
-
-        def add(block: Block) -> None:
-            self._add(*reader.take(block))
-
-        async def take(item: tuple[Block, int]) -> None:
-            block, position = item
-            await trio.to_thread.run_sync(add, block)
-            done = before.done + position
-            progress(Progress(done, before.total, before.unit, before.message))
-
-        await _overlap(blocks(), take)
-        reader.finish()
-
-    def _add(self, batch: Batch, rows: Ints) -> None:
-        if not len(batch):
-            return
-        if self._in_order:
-            ends = batch[:1] if self._last is None else Batch.concat([self._last, batch[:1]])
-            self._in_order = is_settled(ends) and is_settled(batch)
-            self._last = batch[-1:]
-        self.spool.add(batch, rows)
-
-    def check(self, progress: Callable[[Progress], None]) -> list[Part]:
-        """Cut the rows into pages; look for repeats among blocks where there may be some."""
-        try:
-            parts = self.spool.parts()
-        except DataError as error:
-            raise DataError(error.reason, file=self.readers[0].name) from None
-        done = 0
-        for part in () if self._in_order else parts:
-            batch, rows = self.spool.load(part)
-            try:
-                batch, rows = settle(batch, rows)
-                check_batch(batch)
-            except Conflict as conflict:
-                raise self._conflict(conflict) from None
-            except DataError as error:
-                raise self._located(error, rows) from None
-            done += part.count
-            trio.from_thread.run_sync(
-                progress, Progress(done, self.spool.count, "rows", "checking")
-            )
-        return parts
-
-    def known(self, covers: Span | None) -> Coverage:
-        """Return what the files say is complete, besides each candle of theirs by itself."""
-        spans = [] if covers is None else [covers]
-        for reader in self.readers:
-            extent, layout = reader.finish(), reader.recipe.layout
-            if layout.archive or self.series.data_type.interval is None:
-                spans.append(extent)
-            if layout.covers is not None and covers is None:
-                stated = Span(*layout.covers)
-                if stated.start <= extent.start and extent.end <= stated.end:
-                    spans.append(stated)
-        return Coverage(spans)
-
-    def page(self, part: Part, known: Coverage, source: str) -> Page:
-        """Return the part's rows as a page; what it covers is `known` and its rows themselves."""
-        batch, rows = self.spool.load(part)
-        if not self._in_order:
-            batch, rows = settle(batch, rows)
-        covered = known
-        if self.series.data_type.interval is not None:
-            covered = known.union(Coverage(_runs(batch)))
-        fields = {name: column.reduced() for name, column in batch.fields.items()}
-        batch = Batch(batch.series, batch.ts_event, fields, batch.ids, batch.sides)
-        hull = covered.hull
-        assert hull is not None
-        return Page(batch, hull, source=source, holes=tuple(covered.gaps(hull)))
-
-    def _reader_of(self, row: int) -> FileReader:
-        return next(reader for reader in reversed(self.readers) if reader.first_row <= row)
-
-    def _conflict(self, conflict: Conflict) -> DataError:
-        first, second = conflict.rows
-        reader, other = self._reader_of(second), self._reader_of(first)
-        line, _ = other.locate(first)
-        where = f"line {line}" if other is reader else f"{other.name}, line {line}"
-        message = f"{conflict.message} ({where})"
-        return reader.error(message, conflict.column, *reader.locate(second))
-
-    def _located(self, error: DataError, rows: Ints) -> DataError:
-        if error.row is None:
-            return error
-        row = int(rows[error.row])
-        reader = self._reader_of(row)
-        return reader.error(error.reason, error.column, *reader.locate(row))
-
-
-def _runs(batch: Batch) -> Iterator[Span]:
-    """Yield the spans of adjacent candles."""
-    opens, ends = batch.ts_event, batch.release()
-    breaks = np.flatnonzero(opens[1:] > ends[:-1]) + 1
-    starts = [0, *breaks.tolist()]
-    stops = [*(breaks - 1).tolist(), len(batch) - 1]
-    for start, stop in zip(starts, stops, strict=True):
-        yield Span(int(opens[start]), int(ends[stop]))
-
-
-async def _overlap(
-    items: Generator[ItemT, None, None], take: Callable[[ItemT], Awaitable[None]]
-) -> None:
-    """Make the next item in a thread while one is taken; an error of either ends both."""
-    send, receive = trio.open_memory_channel[ItemT](1)
-
-    def following() -> list[ItemT]:
-        return list(islice(items, 1))
-
-    async def produce() -> None:
-        async with send:
-            while made := await trio.to_thread.run_sync(following):
-                await send.send(made[0])
-
-    async def both() -> None:
-        async with trio.open_nursery() as nursery, receive:
-            nursery.start_soon(produce)
-            async for item in receive:
-                await take(item)
-
-    try:
-        failure = await attempt(both)
-    finally:
-        items.close()
-    if failure is not None:
-        raise failure

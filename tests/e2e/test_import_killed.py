@@ -11,13 +11,13 @@ import pytest
 
 import tardisd_binance
 import tardisd_sqlite
+from tardisd.dumps import spool
 from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.series import Series
 from tardisd.market.span import Coverage, Span
 from tardisd.plugins.base import Context
 from tardisd.testing.memory import MemoryStorage
-from tardisd.transfer import spool
 from tardisd.transfer.importing import import_files
 
 SERIES = Series.parse("binance:BTC/USDT@trade")
@@ -32,7 +32,7 @@ from pathlib import Path
 import trio
 
 sys.path.insert(0, sys.argv[1])
-from tardisd.transfer import spool
+from tardisd.dumps import spool
 from test_import_killed import PAGE_ROWS, load, opened
 
 spool.PAGE_ROWS = PAGE_ROWS

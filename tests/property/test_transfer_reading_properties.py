@@ -10,14 +10,14 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tardisd.dumps.blocks import BlockReader
+from tardisd.dumps.cells import read_carefully
+from tardisd.dumps.formats import Recipe
+from tardisd.dumps.source import Block
 from tardisd.errors import DataError
 from tardisd.market.columns import Batch
 from tardisd.market.series import Series
 from tardisd.plugins.format import Layout
-from tardisd.transfer.blocks import BlockReader
-from tardisd.transfer.cells import read_carefully
-from tardisd.transfer.formats import Recipe
-from tardisd.transfer.source import Block
 
 TRADES = Series.parse("okx:BTC/USDT@trade")
 COLUMNS = ("id", "price", "amount", "note", "time", "side", "symbol")

@@ -24,12 +24,12 @@ from import_rig import (
     trades,
 )
 
+from tardisd.dumps import source, spool
 from tardisd.errors import DataError, StorageError
 from tardisd.market.series import Series
 from tardisd.market.span import Coverage, Span
 from tardisd.progress import Progress
 from tardisd.testing.memory import MemoryStorage
-from tardisd.transfer import source, spool
 from tardisd.transfer.importing import FileResult, import_files
 
 CANDLE = "binance:BTC/USDT@candle_1m"

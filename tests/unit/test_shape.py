@@ -27,6 +27,7 @@ LAYERS = [
         "tardisd.log",
         "tardisd.systemd",
         "tardisd.venue",
+        "tardisd.dumps",
     },
     {"tardisd.config", "tardisd.plugins"},
     {"tardisd.market", "tardisd.errors", "tardisd.progress", "tardisd.wall", "tardisd"},

@@ -12,6 +12,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from tardisd.dumps.blocks import BlockReader
+from tardisd.dumps.cells import meaning, read_places
+from tardisd.dumps.formats import Recipe, choose_format, take_sample
+from tardisd.dumps.grid import Grid
+from tardisd.dumps.order import Conflict, settle
+from tardisd.dumps.source import Block, Source, open_source
 from tardisd.errors import DataError
 from tardisd.market.check import check_batch
 from tardisd.market.columns import Batch
@@ -19,12 +25,6 @@ from tardisd.market.decimals import Ints
 from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd.plugins.format import FileFormat
-from tardisd.transfer.blocks import BlockReader
-from tardisd.transfer.cells import meaning, read_places
-from tardisd.transfer.formats import Recipe, choose_format, take_sample
-from tardisd.transfer.grid import Grid
-from tardisd.transfer.order import Conflict, settle
-from tardisd.transfer.source import Block, Source, open_source
 
 
 class FileReader:

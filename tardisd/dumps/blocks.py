@@ -10,11 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tardisd.market.columns import BUY, SCHEMAS, SELL, Batch, Ids, Sides
-from tardisd.market.decimals import DIGITS, POWERS, Bools, Decimals, Ints
-from tardisd.market.series import Series
-from tardisd.market.time import EARLIEST, LATEST
-from tardisd.transfer.cells import (
+from tardisd.dumps.cells import (
     FALSE_TEXTS,
     MAX_ID_BYTES,
     SIDES,
@@ -24,8 +20,12 @@ from tardisd.transfer.cells import (
     meaning,
     read_carefully,
 )
-from tardisd.transfer.formats import Recipe, same_symbol
-from tardisd.transfer.source import Block
+from tardisd.dumps.formats import Recipe, same_symbol
+from tardisd.dumps.source import Block
+from tardisd.market.columns import BUY, SCHEMAS, SELL, Batch, Ids, Sides
+from tardisd.market.decimals import DIGITS, POWERS, Bools, Decimals, Ints
+from tardisd.market.series import Series
+from tardisd.market.time import EARLIEST, LATEST
 
 # Arrow does not notice when a value overflows 128 bits at the asked scale; so many digits cannot.
 _SAFE_DIGITS = 38

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from tardisd.dumps.formats import Recipe, same_symbol
+from tardisd.dumps.source import Block
 from tardisd.errors import DataError
 from tardisd.market.columns import BUY, SCHEMAS, SELL, Batch, Ids, pack_ids
 from tardisd.market.decimals import Decimals, Ints, check_decimal
@@ -28,8 +30,6 @@ from tardisd.market.time import (
     from_datetime,
     parse_time,
 )
-from tardisd.transfer.formats import Recipe, same_symbol
-from tardisd.transfer.source import Block
 
 MAX_ID_BYTES = 128
 SIDES = {"buy": BUY, "b": BUY, "sell": SELL, "s": SELL}

@@ -1,0 +1,1 @@
+"""Reading dumps: vendors' CSV files to checked batches; knows no vendor, and stores nothing."""
