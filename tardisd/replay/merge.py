@@ -171,8 +171,10 @@ class Window:
 
 
 def _ranges(first: int, last: int) -> Iterator[tuple[int, int]]:
-    for start in range(first, last, BLOCK_TICKS):
-        yield start, min(start + BLOCK_TICKS, last)
+    """Return blocks of about equal size: each costs the same overhead, however small."""
+    count = -(-(last - first) // BLOCK_TICKS)
+    borders = [first + (last - first) * at // count for at in range(count + 1)] if count else []
+    yield from pairwise(borders)
 
 
 class Merger:

@@ -6,10 +6,9 @@ own task only slices and hands out. Memory is one stored batch per series and a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import trio
@@ -21,10 +20,12 @@ from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.storage import Storage
 from tardisd.replay.block import Prepared
 from tardisd.replay.digest import new_digest
-from tardisd.replay.merge import Mark, Merger, Track, Window
+from tardisd.replay.merge import BLOCK_TICKS, Mark, Merger, Track, Window
 from tardisd.wire.encode import Encoder
 
 READ_AHEAD_BLOCKS = 2
+# A job in a worker thread costs as much as encoding several hundred ticks.
+TICKS_A_JOB = 2 * BLOCK_TICKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Source:
             ],
             self.lookahead,
         )
-        seq, digest = 1, new_digest()
+        preparer = _Preparer(self, merger)
         async with send, AsyncExitStack() as stack:
             channels = {
                 track.series: await stack.enter_async_context(
@@ -80,22 +81,16 @@ class Source:
                 )
                 for track in merger.tracks
             }
-            while not merger.done:
-                for track in merger.hungry():
-                    batch = await self._next_batch(channels[track.series])
-                    if batch is None:
-                        track.finish()
-                    else:
-                        merger.feed(track, batch)
-                window = await self._in_thread(merger.window)
-                for item in window:
-                    if isinstance(item, Mark):
-                        await send.send(item)
-                        seq += 1
-                        continue
-                    block = await self._in_thread(self._prepare, window, item, seq, digest)
-                    seq += len(block)
-                    await send.send(block)
+            while not merger.done or preparer.busy:
+                if not preparer.busy:
+                    for track in merger.hungry():
+                        batch = await self._next_batch(channels[track.series])
+                        if batch is None:
+                            track.finish()
+                        else:
+                            merger.feed(track, batch)
+                for item in await trio.to_thread.run_sync(preparer.work, limiter=self.limiter):
+                    await send.send(item)
 
     async def _next_batch(self, channel: trio.MemoryReceiveChannel[Batch]) -> Batch | None:
         """Return the next rows inside the session's span, or None after the last."""
@@ -105,25 +100,58 @@ class Source:
                 return rows
         return None
 
-    async def _in_thread(self, call: Callable[..., Any], *args: object) -> Any:
-        return await trio.to_thread.run_sync(call, *args, limiter=self.limiter)
 
-    def _prepare(
-        self, window: Window, rows: tuple[int, int], first_seq: int, digest: blake2b
-    ) -> Prepared:
-        piece = window.piece(*rows)
+class _Preparer:
+    """Turns windows into blocks, a few at a time, in a worker thread; one call at a time."""
+
+    def __init__(self, source: Source, merger: Merger) -> None:
+        self._source = source
+        self._merger = merger
+        self._window: Window | None = None
+        self._items: Iterator[Mark | tuple[int, int]] = iter(())
+        self._seq = 1
+        self._digest = new_digest()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last window is not wholly prepared."""
+        return self._window is not None
+
+    def work(self) -> list[Prepared | Mark]:
+        """Return the next blocks and marks: few at first, for the sake of the first tick."""
+        found: list[Prepared | Mark] = []
+        most = self._seq + (1 if self._seq == 1 else TICKS_A_JOB)
+        if self._window is None:
+            self._window = self._merger.window()
+            self._items = iter(self._window)
+        while self._seq < most:
+            item = next(self._items, None)
+            if item is None:
+                self._window = None
+                break
+            if isinstance(item, Mark):
+                found.append(item)
+                self._seq += 1
+            else:
+                block = self._prepare(self._window, *item)
+                found.append(block)
+                self._seq += len(block)
+        return found
+
+    def _prepare(self, window: Window, first: int, last: int) -> Prepared:
+        source, piece = self._source, window.piece(first, last)
         block = Prepared(
-            self.session_id,
-            self.epoch,
+            source.session_id,
+            source.epoch,
             piece.kinds,
             piece.runs,
             piece.release,
-            self.encoders,
-            first_seq,
-            digest.copy(),
+            source.encoders,
+            self._seq,
+            self._digest.copy(),
         )
-        digest.update(block.records().bytes())
-        for form in self.demand():
+        self._digest.update(block.records().bytes())
+        for form in source.demand():
             block.encode(form)
         return block
 
