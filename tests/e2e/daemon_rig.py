@@ -1,0 +1,421 @@
+"""What the end-to-end tests share: daemons and clients as real processes and real sockets.
+
+Everything is synchronous and has a deadline; nothing here knows how tardisd works inside.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+PROGRAMS = Path(sys.executable).parent
+DEADLINE_SECS = 60.0
+MINUTE_MS = 60_000
+OPEN_MS = 1_709_251_200_000  # 2024-03-01T00:00:00Z
+
+# Programs that start over and over should not have to compile themselves each time.
+ENVIRON = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+_DECODER = msgspec.json.Decoder(float_hook=Decimal)
+
+CONFIG = """
+[daemon]
+data_dir = "{folder}/data"
+control_socket = "{folder}/control.sock"
+log_format = "text"
+
+[storages.main]
+plugin = "sqlite"
+
+[sinks.ws]
+plugin = "websocket"
+listen = "127.0.0.1:0"
+"""
+
+
+def wait_for(ready: Callable[[], Any], what: str, secs: float = DEADLINE_SECS) -> Any:
+    """Return the first true answer of `ready`; fail when there is none in time."""
+    pause = threading.Event()
+    give_up = time.monotonic() + secs
+    while not (found := ready()):
+        assert time.monotonic() < give_up, f"waited {secs:g} s in vain for {what}"
+        pause.wait(0.01)
+    return found
+
+
+def run(*words: object, code: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run one of our programs to its end; it must exit with `code`, without a traceback."""
+    program, *rest = map(str, words)
+    done = subprocess.run(
+        [PROGRAMS / program, *rest],
+        text=True,
+        timeout=DEADLINE_SECS,
+        check=False,
+        **{"capture_output": True, "env": ENVIRON, **options},
+    )
+    assert code is None or done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in (done.stderr or ""), done.stderr
+    return done
+
+
+class Daemon:
+    """A `tardisd run` process with a folder, a log and a control socket of its own.
+
+    `config` goes into config.toml with `{folder}` filled in. It has said READY=1 when made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: str = CONFIG,
+        *,
+        environ: Mapping[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.config = folder / "config.toml"
+        self.socket = folder / "control.sock"
+        self.config.write_text(config.replace("{folder}", str(folder)))
+        self._environ = {**ENVIRON, **(environ or {})}
+        self._prepare = prepare
+        self.notes: list[str] = []
+        self.start()
+
+    def start(self) -> None:
+        """Start the process (again) and wait until it is ready."""
+        self._log = self.folder / f"log.{sum(1 for _ in self.folder.glob('log.*'))}"
+        place = self.folder / "notify"
+        place.unlink(missing_ok=True)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(place))
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [PROGRAMS / "tardisd", "run", "-c", self.config],
+                env={**self._environ, "NOTIFY_SOCKET": str(place)},
+                stdout=log,
+                stderr=log,
+                preexec_fn=self._prepare,
+            )
+        self.await_note("READY=1")
+
+    def await_note(self, text: str) -> str:
+        """Return the first datagram on the NOTIFY_SOCKET that contains `text`."""
+        give_up = time.monotonic() + DEADLINE_SECS
+        self._notify.settimeout(0.2)
+        while time.monotonic() < give_up:
+            try:
+                self.notes.append(self._notify.recv(4096).decode())
+            except TimeoutError:
+                assert self.process.poll() is None, self.log
+                continue
+            if text in self.notes[-1]:
+                return self.notes[-1]
+        raise AssertionError(f"no {text} came: {self.notes} {self.log}")
+
+    @property
+    def log(self) -> str:
+        """What this run of the daemon has logged so far."""
+        return self._log.read_text()
+
+    @property
+    def port(self) -> int:
+        """The port on which the WebSocket sink listens."""
+        found = wait_for(
+            lambda: re.search(r"websocket listening .*url=wss?://[^:]+:(\d+)/", self.log),
+            "the WebSocket sink",
+        )
+        return int(found[1])
+
+    def ctl(self, *words: object, code: int = 0, **options: Any) -> str:
+        """Run tardisctl; return its stdout, or its stderr when it is to fail."""
+        done = run("tardisctl", "--socket", self.socket, *words, code=code, **options)
+        return done.stderr if code else done.stdout
+
+    def json(self, *words: object) -> Any:
+        """Return the one JSON value that a tardisctl command prints."""
+        return json.loads(self.ctl("--json", *words))
+
+    def start_ctl(self, *words: object, **options: Any) -> subprocess.Popen[str]:
+        """Start tardisctl and leave it running."""
+        command = [PROGRAMS / "tardisctl", "--socket", self.socket, *map(str, words)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENVIRON}
+        return subprocess.Popen(command, text=True, **{**pipes, **options})
+
+    def load(self, path: Path, symbol: str, data_type: str, *more: object, code: int = 0) -> str:
+        """Import a Binance file; return what tardisctl printed."""
+        words = ["data", "import", path, "--exchange", "binance", "--symbol", symbol]
+        return self.ctl(*words, "--data-type", data_type, *more, code=code)
+
+    def websocket(self, **options: Any) -> WebSocket:
+        """Return a client that has heard `connected`."""
+        return WebSocket(self.port, **options)
+
+    def kill(self) -> None:
+        """End the process at once, as `kill -9` does."""
+        self.process.kill()
+        self.process.wait()
+        self._notify.close()
+
+    def stop(self, number: int = signal.SIGTERM, secs: float = 15.0) -> None:
+        """Stop it as systemd does; it must exit with 0 and have no traceback in its log."""
+        self.process.send_signal(number)
+        code = self.process.wait(secs)
+        self._notify.close()
+        assert code == 0, self.log
+        self.check_log()
+
+    def check_log(self) -> None:
+        """Fail when the log tells of a bug."""
+        for bad in ("Traceback", "internal error", "control method failed", "client failed"):
+            assert bad not in self.log, self.log
+
+
+@contextmanager
+def running(folder: Path, config: str = CONFIG, **options: Any) -> Iterator[Daemon]:
+    """Run a daemon for a while. It must then stop in order, unless the test ended it."""
+    daemon = Daemon(folder, config, **options)
+    try:
+        yield daemon
+        if daemon.process.poll() is None:
+            daemon.stop()
+    finally:
+        daemon.kill()
+
+
+class Closed(Exception):
+    """Raised when the server has closed the connection; `code` is that of its close frame."""
+
+    def __init__(self, code: int | None, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+
+class WebSocket:
+    """A WebSocket client on a plain socket; fast enough to read everything a session says."""
+
+    def __init__(self, port: int, receive_buffer: int | None = None) -> None:
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(DEADLINE_SECS)
+        self.socket.connect(("127.0.0.1", port))
+        key = base64.b64encode(os.urandom(16)).decode()
+        self.socket.sendall(
+            (
+                "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            ).encode()
+        )
+        self._buffer = b""
+        self._at = 0
+        while b"\r\n\r\n" not in self._buffer:
+            self._fill()
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101"), head
+        self.hello = self.get()
+        assert self.hello["type"] == "connected"
+
+    def __enter__(self) -> WebSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Vanish."""
+        self.socket.close()
+
+    def send_frame(self, payload: bytes, opcode: int = 1) -> None:
+        """Send one frame."""
+        size = len(payload)
+        if size < 126:
+            head = bytes([0x80 | opcode, 0x80 | size])
+        elif size < 65536:
+            head = bytes([0x80 | opcode, 0x80 | 126]) + size.to_bytes(2)
+        else:
+            head = bytes([0x80 | opcode, 0x80 | 127]) + size.to_bytes(8)
+        self.socket.sendall(head + bytes(4) + payload)  # masked with zeros
+
+    def send(self, kind: str, **fields: object) -> None:
+        """Send a request."""
+        self.send_frame(json.dumps({"type": kind, **fields}).encode())
+
+    def ask(self, kind: str, **fields: object) -> dict[str, Any]:
+        """Send a request with an id; return its reply, skipping what else comes before it."""
+        self.send(kind, id="ask", **fields)
+        return self.until(lambda message: message.get("id") == "ask")
+
+    def get(self) -> dict[str, Any]:
+        """Return the next message, numbers exact. Raises Closed."""
+        while True:
+            opcode, payload = self._frame()
+            if opcode == 1:
+                message: dict[str, Any] = _DECODER.decode(payload)
+                return message
+            if opcode == 8:
+                self.socket.close()
+                raise Closed(int.from_bytes(payload[:2]), payload[2:].decode())
+            if opcode == 9:
+                self.send_frame(payload, 10)
+
+    def until(self, found: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Return the first message that is meant, skipping others."""
+        while not found(message := self.get()):
+            pass
+        return message
+
+    def until_type(self, *types: str) -> dict[str, Any]:
+        """Return the first message of one of the types."""
+        return self.until(lambda message: message["type"] in types)
+
+    def replay(self, **fields: object) -> Received:
+        """Create a session and receive it to its end."""
+        created = self.ask("create_session", **fields)
+        assert created["type"] == "session_created", created
+        return self.receive()
+
+    def receive(self) -> Received:
+        """Receive a session to its end."""
+        received = Received()
+        while received.end is None:
+            received.take(self.get())
+        return received
+
+    def _frame(self) -> tuple[int, bytes]:
+        head = self._take(2)
+        size = head[1] & 127
+        if size > 125:
+            size = int.from_bytes(self._take(2 if size == 126 else 8))
+        return head[0] & 15, self._take(size)
+
+    def _take(self, count: int) -> bytes:
+        while len(self._buffer) - self._at < count:
+            self._buffer, self._at = self._buffer[self._at :], 0
+            self._fill()
+        self._at += count
+        return self._buffer[self._at - count : self._at]
+
+    def _fill(self) -> None:
+        try:
+            data = self.socket.recv(1 << 18)
+        except (ConnectionResetError, BrokenPipeError):
+            data = b""
+        if not data:
+            self.socket.close()
+            raise Closed(None, "without a close frame")
+        self._buffer += data
+
+
+class Received:
+    """What a follower of a session was told: its ticks by sequence number, and the rest."""
+
+    def __init__(self) -> None:
+        self.ticks: list[tuple[int, str, dict[str, Any]]] = []
+        self.others: list[dict[str, Any]] = []
+        self.end: dict[str, Any] | None = None
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Take in a message."""
+        match message["type"]:
+            case "tick":
+                self.ticks.append((message["seq"], message["channel"], message["data"]))
+            case "ticks":
+                first = message["first_seq"]
+                self.ticks += [
+                    (first + at, one["channel"], one) for at, one in enumerate(message["data"])
+                ]
+            case "end":
+                self.end = message
+            case _:
+                self.others.append(message)
+
+    @property
+    def hash(self) -> str:
+        """The content hash that `end` told."""
+        assert self.end is not None
+        return str(self.end["hash"])
+
+    def check_seq(self) -> None:
+        """Fail unless ticks and gap marks together count from 1 without a hole."""
+        seqs = [seq for seq, _, _ in self.ticks]
+        seqs += [other["seq"] for other in self.others if other["type"] == "gap"]
+        assert sorted(seqs) == list(range(1, len(seqs) + 1))
+        assert self.end is not None
+        assert self.end["ticks"] == len(self.ticks)
+
+
+class Witness:
+    """A client that follows a paced session in a thread while somebody misbehaves elsewhere."""
+
+    def __init__(self, daemon: Daemon, **fields: object) -> None:
+        self._client = daemon.websocket()
+        created = self._client.ask("create_session", **fields)
+        assert created["type"] == "session_created", created
+        self.session_id = created["session_id"]
+        self._received: Received | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._received = self._client.receive()
+
+    def finish(self, daemon: Daemon) -> Received:
+        """Let the session run to its end at once; return all that was received."""
+        with daemon.websocket() as other:
+            other.ask("speed_change", session_id=self.session_id, speed="max")
+        self._thread.join(DEADLINE_SECS)
+        self._client.close()
+        assert self._received is not None, "the witness did not hear its session end"
+        self._received.check_seq()
+        return self._received
+
+
+def klines(count: int, start_ms: int = OPEN_MS, price: int = 61_130) -> str:
+    """Return made-up Binance 1m candles as the venue writes them; the same each time."""
+    noise = random.Random(price)
+    rows = []
+    for at in range(count):
+        begin = start_ms + at * MINUTE_MS
+        low = price + noise.randrange(1000)
+        opened, close = (f"{low + noise.randrange(20)}.{noise.randrange(100):02}" for _ in "oc")
+        volume, quote = (f"{noise.randrange(10**4)}.{noise.randrange(10**5):05}" for _ in "vq")
+        prices = f"{opened},{low + 20}.00,{low},{close},{volume}"
+        rows.append(f"{begin},{prices},{begin + 59_999},{quote},{noise.randrange(2000)},1.1,7.11,0")
+    return "\n".join(rows) + "\n"
+
+
+def zipped(path: Path, text: str) -> Path:
+    """Write a CSV as a venue's zip archive does; return its path."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(path.with_suffix(".csv").name, text)
+    return path
+
+
+def store_candles(
+    daemon: Daemon, count: int = 1440, symbols: Sequence[str] = ("BTC",)
+) -> list[str]:
+    """Import made-up candles from 2024-03-01 on; return the series."""
+    for at, symbol in enumerate(symbols):
+        path = daemon.folder / f"{symbol}USDT-1m-2024-03-01.csv"
+        path.write_text(klines(count, price=61_130 + at * 2000))
+        daemon.load(path, f"{symbol}/USDT", "candle_1m")
+    return [f"binance:{symbol}/USDT@candle_1m" for symbol in symbols]
+
+
+DAY: Mapping[str, str] = {"start_time": "2024-03-01T00:00:00Z", "end_time": "2024-03-02T00:00:00Z"}
