@@ -20,6 +20,7 @@ from tardisd.dumps.cells import (
     meaning,
     read_carefully,
 )
+from tardisd.dumps.exact import SAFE_DIGITS, arrow, decimals_of_arrow
 from tardisd.dumps.formats import Recipe, same_symbol
 from tardisd.dumps.source import Block
 from tardisd.market.columns import BUY, SCHEMAS, SELL, Batch, Ids, Sides
@@ -27,8 +28,6 @@ from tardisd.market.decimals import DIGITS, POWERS, Bools, Decimals, Ints
 from tardisd.market.series import Series
 from tardisd.market.time import EARLIEST, LATEST
 
-# Arrow does not notice when a value overflows 128 bits at the asked scale; so many digits cannot.
-_SAFE_DIGITS = 38
 _WIDE_SCALES = (12, DIGITS)
 
 
@@ -71,7 +70,7 @@ class BlockReader:
         raise _Doubt
 
     def _parse(self, data: bytes, scales: dict[str, int], iso_times: bool) -> Any:
-        pa = _arrow()
+        pa = arrow()
         time_type = pa.timestamp("ns", "UTC") if iso_times else pa.int64()
         types = {
             "time": time_type,
@@ -82,7 +81,7 @@ class BlockReader:
             "buyer_is_maker": pa.bool_(),
         }
         for name, scale in scales.items():
-            types[name] = pa.decimal128(_SAFE_DIGITS - scale, scale)
+            types[name] = pa.decimal128(SAFE_DIGITS - scale, scale)
         # Skipped columns may be named twice or like a role: give every column a name of its own.
         names = [str(at) for at in range(len(self.recipe.layout.columns))]
         try:
@@ -144,18 +143,9 @@ def _may_be_hexadecimal(data: bytes) -> bool:
     return any(char in data and b"0" + char in data for char in (b"x", b"X"))
 
 
-def _arrow() -> Any:
-    """Return pyarrow, whose 50 MiB only imports need."""
-    import pyarrow  # noqa: PLC0415
-    import pyarrow.compute  # noqa: PLC0415
-    import pyarrow.csv  # noqa: PLC0415
-
-    return pyarrow
-
-
 def _times(column: Any) -> Ints:
-    if _arrow().types.is_timestamp(column.type):
-        return column.cast(_arrow().int64()).to_numpy()  # type: ignore[no-any-return]
+    if arrow().types.is_timestamp(column.type):
+        return column.cast(arrow().int64()).to_numpy()  # type: ignore[no-any-return]
     raw: Ints = column.to_numpy()
     if not len(raw):
         return raw
@@ -172,34 +162,16 @@ def _times(column: Any) -> Ints:
 
 
 def _decimals(column: Any, scale: int) -> Decimals:
-    pa = _arrow()
-    present: Bools | None = None
-    if column.null_count:
-        present = column.is_valid().to_numpy(zero_copy_only=False)
-        column = column.fill_null(0)
-    low, high = _halves(column)
-    if bool((high == low >> 63).all()):
-        return Decimals(low.copy(), scale, None, present)
-    truncated = pa.compute.cast(column, pa.decimal128(_SAFE_DIGITS, 0), safe=False)
-    whole, rest = _halves(truncated)
-    if not bool((rest == whole >> 63).all()):
+    exact = decimals_of_arrow(column, scale)
+    if exact is None:
         raise _Doubt
-    # The difference fits 64 bits whatever the two low halves hold: arithmetic wraps around.
-    fraction = (low - whole * POWERS[scale]) * POWERS[DIGITS - scale]
-    return Decimals.from_parts(whole.copy(), fraction, present)
-
-
-def _halves(column: Any) -> tuple[Ints, Ints]:
-    """Return the low and high 64 bits of a decimal128 array."""
-    words = np.frombuffer(column.buffers()[1], np.int64).reshape(-1, 2)
-    words = words[column.offset : column.offset + len(column)]
-    return words[:, 0], words[:, 1]
+    return exact
 
 
 def _ids(column: Any) -> Ids | None:
     if column.null_count == len(column):
         return None
-    pa = _arrow()
+    pa = arrow()
     lengths = pa.compute.binary_length(column.fill_null("")).to_numpy()
     if len(lengths) and int(lengths.max()) > MAX_ID_BYTES:
         raise _Doubt
