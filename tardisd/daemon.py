@@ -10,6 +10,7 @@ Nothing is decided here but the order in which things start and stop.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,6 +34,7 @@ from tardisd.wall import wall_ns
 
 log = Log("tardisd.daemon")
 
+_MOST_DESCRIPTORS = 65_536
 _START_ORDER = ("storage", "exchange", "analyzer", "sink")
 
 
@@ -173,9 +175,18 @@ class Daemon:
         )
 
 
+def _raise_descriptor_limit() -> None:
+    """Allow as many open files as we may have: every client is one, and the usual limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(config: Config) -> int:
     """Run a daemon until it is told to stop; return the exit code, having logged why not 0."""
     logs.set_up(config.daemon.log_level, config.daemon.log_format)
+    _raise_descriptor_limit()
     daemon = Daemon(config)
     code = 0
     try:

@@ -94,6 +94,11 @@ def _parse_venue_id(text: str, exchange: str) -> Symbol:
             if len(parts) == 2:
                 return Symbol(*parts)
             if len(parts) == 3 and parts[2] == "SWAP":
+                if parts[1] == "USD":
+                    raise ValueError(
+                        f"{text[:60]!r} is an inverse swap (settled in {parts[0]}); only spot and"
+                        " linear swaps are known"
+                    )
                 return Symbol(parts[0], parts[1], parts[1])
     raise ValueError(f"{text[:60]!r} is not a symbol of {exchange}; write it as BTC/USDT")
 

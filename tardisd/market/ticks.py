@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tardisd.market.columns import Batch, Ids, Schema, Sides, concat_ids
+from tardisd.market.columns import NO_SIDE, Batch, Ids, Schema, Sides, concat_ids
 from tardisd.market.decimals import Bools, Decimals, Ints
 from tardisd.market.series import Series
 
@@ -107,7 +107,7 @@ class Ticks:
                 for batch, blank in zip(batches, empty, strict=True)
             ]
         sides = [
-            np.zeros(len(batch), np.uint8) if batch.sides is None else batch.sides
+            np.full(len(batch), NO_SIDE, np.uint8) if batch.sides is None else batch.sides
             for batch in batches
         ]
         return cls(
@@ -158,8 +158,13 @@ class Ticks:
                 if column.fraction is not None:
                     fraction = column.fraction * power
                 fields[name] = Decimals.from_parts(column.whole, fraction, column.present)
-            ids = None if part.ids is None else part.ids
-            found.append((Batch(self.series[rank], part.ts_event, fields, ids, part.sides), rows))
+            ids = part.ids
+            if ids is not None and ids.dtype.kind == "S" and not any(ids.tolist()):
+                ids = None
+            sides = part.sides
+            if sides is not None and (sides == NO_SIDE).all():
+                sides = None
+            found.append((Batch(self.series[rank], part.ts_event, fields, ids, sides), rows))
         return found
 
 

@@ -25,6 +25,7 @@ from tardisd.replay.source import has_rows, material
 from tardisd.replay.timeline import Tuning
 from tardisd.state import SessionRecord, State
 from tardisd.wall import wall_ns
+from tardisd.wire.digits import make_tables
 
 log = Log("tardisd.sessions")
 
@@ -77,6 +78,7 @@ class SessionManager:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._restore()
+            nursery.start_soon(trio.to_thread.run_sync, make_tables)
             try:
                 yield
             finally:

@@ -180,6 +180,14 @@ def _digits(size: int, last: bool) -> _Words:
     return np.frombuffer((filled + blanks).encode(), _word(size))
 
 
+def make_tables() -> None:
+    """Make the lookup tables now (some 50 ms, once), not when the first tick waits for them."""
+    _clock_table()
+    for size in range(1, 5):
+        for last in (True, False):
+            _digits(size, last)
+
+
 @cache
 def _clock_table() -> NDArray[np.uint64]:
     text = "".join(f"{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}" for s in range(86_400))

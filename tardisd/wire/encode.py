@@ -126,8 +126,7 @@ def _data_pieces(ticks: Ticks) -> Iterator[_Piece]:
     for name, parts in ticks.fields.items():
         yield from _number_pieces(f',"{name}":'.encode(), parts)
     if ticks.sides is not None:
-        yield b',"side":'
-        yield _sides(ticks.sides, (b'"buy"', b'"sell"'))
+        yield _sides(ticks.sides, (b',"side":"buy"', b',"side":"sell"', b""))
 
 
 def _csv_pieces(ticks: Ticks) -> Iterator[_Piece]:
@@ -149,7 +148,7 @@ def _csv_pieces(ticks: Ticks) -> Iterator[_Piece]:
             yield b"," if at else b""
     if ticks.sides is not None:
         yield b","
-        yield _sides(ticks.sides, (b"buy", b"sell"))
+        yield _sides(ticks.sides, (b"buy", b"sell", b""))
     yield b"\n"
 
 
@@ -202,9 +201,15 @@ def _texts(texts: Iterable[str]) -> Slot:
     return Slot(column.dtype.itemsize, lambda grid, at: grid.put_text(at, column))
 
 
-def _sides(sides: NDArray[np.uint8], names: tuple[bytes, bytes]) -> Slot:
-    table = np.array([name.ljust(6) for name in names], "S6")
-    return Slot(6, lambda grid, at: grid.words(at, "S6").__setitem__(..., table.take(sides)))
+def _sides(sides: NDArray[np.uint8], texts: tuple[bytes, bytes, bytes]) -> Slot:
+    """Return the slot of the taker side: the texts of BUY, SELL and NO_SIDE."""
+    width = max(map(len, texts))
+    table = np.array([text.ljust(width) for text in texts], f"S{width}")
+
+    def write(grid: Grid, at: int) -> None:
+        grid.words(at, f"S{width}")[...] = table.take(sides)
+
+    return Slot(width, write)
 
 
 def _id_pieces(ids: Ids) -> Iterator[_Piece]:
