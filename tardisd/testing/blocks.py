@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tardisd.market.columns import Batch
 from tardisd.market.series import Series
@@ -20,7 +20,7 @@ def make_stream(
     session_id: str = "suite",
     *,
     span: Span | None = None,
-    coverage: Coverage | None = None,
+    coverage: Mapping[Series, Coverage] | None = None,
     slice_ticks: int = 2048,
     publish_delay: int = 0,
     lookahead: bool = False,
@@ -29,7 +29,7 @@ def make_stream(
     """Return what a session over the batches delivers: blocks and gap marks, in total order.
 
     Several batches of one series follow one another. Without `span` it reaches from the first tick
-    to the last; without `coverage` all of it is covered.
+    to the last; a series without `coverage` is covered.
     """
     by_series: dict[Series, list[Batch]] = {}
     for batch in batches:
@@ -37,8 +37,11 @@ def make_stream(
     if span is None:
         extents = [batch.extent() for batch in batches if len(batch)]
         span = Span(min(e.start for e in extents), max(e.end for e in extents))
-    covered = Coverage([span]) if coverage is None else coverage
-    tracks = [Track(series, span, covered, (), publish_delay) for series in by_series]
+    whole = Coverage([span])
+    tracks = [
+        Track(series, span, (coverage or {}).get(series, whole), (), publish_delay)
+        for series in by_series
+    ]
     merger = Merger(tracks, lookahead)
     rest = {series: iter(parts) for series, parts in by_series.items()}
     encoders = make_encoders(Frame("tick", session_id, epoch, lookahead))

@@ -19,7 +19,6 @@ from tardisd.market.time import DAY, MILLISECOND, SECOND
 
 BLANK = 0x20
 _QUOTE = ord('"')
-_POWERS = 10 ** np.arange(19, dtype=np.int64)
 _Words = NDArray[Any]
 
 
@@ -87,7 +86,9 @@ class Grid:
             self.buffer[:, offset] = _QUOTE
             return
         for count in range(fewest, width + 1):
-            rows = (values < _limit(count)) & (values >= (_limit(count - 1) if count > 1 else 0))
+            rows = values <= _largest(count)
+            if count > fewest:
+                rows &= values > _largest(count - 1)
             self.buffer[rows, end - count - 1] = _QUOTE
 
     def put_milliseconds(self, offset: int, times: Ints) -> None:
@@ -153,9 +154,9 @@ def fraction_digits(times: Ints) -> int:
     return 9 if (times % 1000).any() else 6
 
 
-def _limit(count: int) -> np.int64:
-    limit: np.int64 = _POWERS[count] if count < 19 else np.int64(np.iinfo(np.int64).max)
-    return limit
+def _largest(count: int) -> int:
+    """Return the largest int64 of so many digits."""
+    return min(10**count - 1, 2**63 - 1)
 
 
 def _day(day: int) -> bytes:

@@ -1,0 +1,124 @@
+"""Encoded rows: WebSocket headers at every size, pieces of whole rows, and the stamped time."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tardisd.market.columns import Batch
+from tardisd.market.decimals import Decimals
+from tardisd.market.series import Series
+from tardisd.market.time import parse_time
+from tardisd.testing.blocks import SENT_MS, make_blocks
+from tardisd.testing.ticks import random_candles, random_trades
+from tardisd.wire.digits import Grid
+from tardisd.wire.encode import text_frame_header
+from tardisd.wire.rows import EncodedRows, Run, interleave
+
+START = parse_time("2024-03-01T00:00:00Z")
+TRADES = Series.parse("okx:BTC/USDT@trade")
+CANDLES = Series.parse("okx:BTC/USDT@candle_1s")
+
+
+@pytest.mark.parametrize(
+    ("length", "header"),
+    [
+        (0, "8100"),
+        (125, "817d"),
+        (126, "817e007e"),
+        (65_535, "817effff"),
+        (65_536, "817f0000000000010000"),
+    ],
+)
+def test_frame_headers(length, header):
+    assert text_frame_header(length).hex() == header
+
+
+@pytest.mark.parametrize("around", range(65_535 - 3, 65_535 + 4))
+def test_frames_of_ticks_around_the_largest_short_length(around):
+    def frame(id_length):
+        ids = np.array([b"x" * id_length], np.bytes_)
+        one = Decimals.of(["1"])
+        fields = {"price": one, "amount": one}
+        sides = np.zeros(1, np.uint8)
+        batch = Batch(TRADES, np.array([START]), fields, ids, sides)
+        [block] = make_blocks([batch], "s")
+        return bytes(block.encode("tick").bytes())
+
+    base = len(frame(60_000)) - 4 - 60_000
+    made = frame(around - base)
+    header = text_frame_header(around)
+    assert made[: len(header)] == header
+    assert len(made) == len(header) + around
+    assert len(json.loads(made[len(header) :])["data"]["id"]) == around - base
+
+
+def test_integers_of_every_length_in_one_block():
+    values = [0, 2**63 - 1]
+    for digits in range(1, 19):
+        values += [10**digits - 1, 10**digits]
+    ids = np.array(values, np.int64)
+    ones = Decimals(np.ones(len(ids), np.int64))
+    fields = {"price": Decimals(ids), "amount": ones}
+    times = START + np.arange(len(ids))
+    batch = Batch(TRADES, times, fields, ids, np.zeros(len(ids), np.uint8))
+    blocks = make_blocks([batch], "s")
+    rows = [line for b in blocks for line in bytes(b.encode("ndjson").bytes()).splitlines()]
+    assert [json.loads(row)["id"] for row in rows] == [str(value) for value in values]
+    assert [json.loads(row)["price"] for row in rows] == values
+
+
+def grid(rows, width, fill):
+    return np.full((rows, width), ord(fill), np.uint8)
+
+
+def test_interleaved_rows_are_found_at_their_places():
+    a, b = grid(3, 4, "a"), grid(2, 7, "b")
+    rows = interleave([(a, None), (b, None)], [(0, 0, 1), (1, 0, 2), (0, 1, 2)])
+    assert bytes(rows.bytes()) == b"aaaa" + b"b" * 14 + b"a" * 8
+    assert [len(rows.bytes(row, row + 1)) for row in range(5)] == [4, 7, 7, 4, 4]
+    assert bytes(rows.bytes(2, 4)) == b"b" * 7 + b"a" * 4
+    assert bytes(rows.bytes(5)) == bytes(rows.bytes(3, 3)) == b""
+    for limit, sizes in [
+        (1, [4, 7, 7, 4, 4]),
+        (8, [4, 7, 7, 8]),
+        (11, [11, 11, 4]),
+        (18, [18, 8]),
+        (100, [26]),
+    ]:
+        assert [len(piece) for piece in rows.cut(limit)] == sizes
+
+
+def test_no_rows():
+    rows = EncodedRows(np.empty(0, np.uint8), [])
+    assert len(rows) == 0
+    assert list(rows.cut(10)) == []
+
+
+def test_stamping_touches_only_the_rows_asked_for():
+    buffer = np.frombuffer(b"<.............>" * 4, np.uint8).copy()
+    rows = EncodedRows(buffer, [Run(0, 2, 0, 15, 1), Run(2, 2, 30, 15, 1)])
+    rows.stamp(1, 3, 1_700_000_000_123)
+    assert bytes(rows.bytes(1, 3)) == b"<1700000000123>" * 2
+    assert bytes(rows.bytes(0, 1)) == bytes(rows.bytes(3, 4)) == b"<.............>"
+
+
+def test_every_slice_has_its_own_time_of_sending():
+    batches = [random_trades(TRADES, 40, START, mean_gap_ms=500), random_candles(CANDLES, 9, START)]
+    blocks = make_blocks(batches, "s", slice_ticks=7)
+    for number, block in enumerate(blocks):
+        block.sent_ms = SENT_MS + number
+    for form in ("tick", "ndjson"):
+        for number, block in enumerate(blocks):
+            text = bytes(block.encode(form).bytes())
+            assert text.count(b'"replay_time":%d' % (SENT_MS + number)) == len(block)
+    again = blocks[0].encode("ndjson")
+    assert bytes(again.bytes()) == bytes(blocks[0].encode("ndjson").bytes())
+
+
+def test_a_grid_writes_only_its_own_field():
+    buffer = grid(2, 12, ".")
+    Grid(buffer).put_fixed(4, np.array([7, 123]), 3)
+    assert [bytes(row) for row in buffer] == [b"....007.....", b"....123....."]
