@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -13,6 +13,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from tardisd.plugins.sessions import Sessions
+    from tardisd.venue.book import BudgetBook
 
 KINDS = ("exchange", "storage", "sink", "analyzer", "format")
 
@@ -28,17 +29,25 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
+def _own_budgets() -> BudgetBook:
+    from tardisd.venue.book import BudgetBook  # noqa: PLC0415 - trio, which tardisctl never needs
+
+    return BudgetBook()
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What the daemon hands to a plugin instance.
 
     `name` is the instance's section name in the config (`[sinks.ws]` → `ws`), `data_dir` a folder
-    the daemon may write to, `sessions` the way to create and control replays.
+    the daemon may write to, `sessions` the way to create and control replays, `budgets` the rate
+    budgets of venues, which instances that talk to one address share.
     """
 
     name: str
     data_dir: Path
     sessions: Sessions
+    budgets: BudgetBook = field(default_factory=_own_budgets)
 
 
 class Plugin(ABC, Generic[OptionsT]):

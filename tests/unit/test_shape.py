@@ -29,7 +29,8 @@ LAYERS = [
         "tardisd.venue",
         "tardisd.dumps",
     },
-    {"tardisd.config", "tardisd.plugins"},
+    # Budgets stand this low because the contract of plugins hands them out.
+    {"tardisd.config", "tardisd.plugins", "tardisd.venue.budget", "tardisd.venue.book"},
     {"tardisd.market", "tardisd.errors", "tardisd.progress", "tardisd.wall", "tardisd"},
 ]
 HEIGHT = {prefix: -depth for depth, layer in enumerate(LAYERS) for prefix in layer}
