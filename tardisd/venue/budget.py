@@ -1,31 +1,39 @@
-"""A venue's rate limits as one budget for everything that talks to it from here.
+"""A venue's rate limits as one budget for everything that talks to it from here; asks nothing.
 
-Requests are paid for before they are sent. Limits count either by the clock (Binance's minutes
-begin at :00 UTC) or over any stretch of time. What the venue itself says was used only ever raises
-our own count, since others may share the address. A cool-down holds everyone back, and a ban
-outlives the daemon.
+Requests are paid for before they are sent. The venue counts a request when it arrives, which is
+some time between sending and answer; so it counts here from the one until a whole period after the
+other. Windows slide, also where the venue's own begin at full minutes: then no stretch of a period
+holds more than is allowed, whatever its phase, and clocks need not agree. The rate is the same.
+
+What the venue itself says was used only ever raises our count, since others may share the address.
+A cool-down holds everyone back, and a ban outlives the daemon.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
-from tardisd.market.time import SECOND, format_time
+from tardisd.errors import PluginError
+from tardisd.market.time import DAY, SECOND, format_time
 from tardisd.wall import wall_ns
 
-# A sliding window as the venue sees it may be shorter than ours by what the network adds.
-_SLACK = 1.05
+# No venue bans for longer. A ban remembered under a wrong clock must not last for years.
+LONGEST_BAN_SECS = 3 * DAY / SECOND
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At most `weight` per `period_secs`; `aligned` windows begin at whole multiples of it, UTC."""
+    """At most `weight` per `period_secs`; the venue's `aligned` windows begin at multiples of it.
+
+    A budget keeps to the limit in windows of any phase, aligned or not.
+    """
 
     name: str
     weight: int
@@ -55,48 +63,65 @@ class NoBans:
 
 
 class _Window:
-    """What was spent of one limit. Times are wall clock, ns."""
+    """What was spent of one limit. Times are trio's clock, in seconds."""
 
     def __init__(self, limit: Limit, share: float) -> None:
         self.limit = limit
-        self.allowed = max(1, math.floor(limit.weight * share))
-        self._spent: deque[tuple[int, int]] = deque()
-        self._period = round(limit.period_secs * SECOND * (1.0 if limit.aligned else _SLACK))
+        self.share = share
+        self._spent: deque[tuple[float, int]] = deque()
+        self._sum = 0
+        self._under_way = 0
 
-    def _forget(self, now: int) -> None:
-        start = now - now % self._period if self.limit.aligned else now - self._period + 1
-        while self._spent and self._spent[0][0] < start:
-            self._spent.popleft()
+    @property
+    def allowed(self) -> int:
+        """How much may be spent in any period."""
+        return max(1, math.floor(self.limit.weight * self.share))
 
-    def used(self, now: int) -> int:
+    def used(self, now: float) -> int:
         """Return what counts against the limit at `now`."""
         self._forget(now)
-        return sum(weight for _, weight in self._spent)
+        return self._sum + self._under_way
 
-    def free_at(self, weight: int, now: int) -> int:
-        """Return when (ns) `weight` more fits; `now` when it does already."""
-        over = self.used(now) + min(weight, self.allowed) - self.allowed
+    def free_at(self, weight: int, now: float) -> float | None:
+        """Return when `weight` more fits, `now` when it does; None: after an answer has come."""
+        over = self.used(now) + weight - self.allowed
         if over <= 0:
             return now
-        if self.limit.aligned:
-            return now - now % self._period + self._period
         for ts, spent in self._spent:
             over -= spent
             if over <= 0:
-                return ts + self._period
-        return now + self._period
+                return ts + self.limit.period_secs
+        return None
 
-    def spend(self, weight: int, now: int) -> None:
+    def send(self, weight: int) -> None:
+        """Count a request that is about to be sent."""
+        self._under_way += weight
+
+    def answered(self, weight: int, now: float) -> None:
+        """Let its period begin."""
+        self._under_way -= weight
+        self._add(weight, now)
+
+    def observe(self, used: int, now: float) -> None:
+        """Count at least `used`; what is under way may not be in it yet, and counts besides."""
+        self._forget(now)
+        if used > self._sum:
+            self._add(used - self._sum, now)
+
+    def _add(self, weight: int, now: float) -> None:
         self._spent.append((now, weight))
+        self._sum += weight
 
-    def observe(self, used: int, now: int) -> None:
-        missing = used - self.used(now)
-        if missing > 0:
-            self._spent.append((now, missing))
+    def _forget(self, now: float) -> None:
+        while self._spent and self._spent[0][0] + self.limit.period_secs <= now:
+            self._sum -= self._spent.popleft()[1]
 
 
 class Budget:
-    """The budget of one venue and address, shared by all its users."""
+    """The budget of one venue and address, shared by all its users within one trio run.
+
+    `share` of each limit is spent at most. `now` reads the wall clock (ns), for bans alone.
+    """
 
     def __init__(
         self,
@@ -108,50 +133,88 @@ class Budget:
     ) -> None:
         self.venue = venue
         self._windows = {limit.name: _Window(limit, share) for limit in limits}
+        self._queues: dict[tuple[str, ...], trio.Lock] = {}
         self._bans = bans or NoBans()
         self._now = now
-        self._closed_until = self._bans.banned_until(venue) or 0
-        self._reason = "banned" if self._closed_until else ""
-        self._changed = trio.Event()
+        self._banned_until = self._bans.banned_until(venue) or 0
+        self._closed_until = -math.inf
+        self._reason = "banned by the venue"
+        self._answered = trio.Event()
 
     def add(self, limit: Limit, share: float) -> None:
-        """Know one more limit, such as an endpoint's own; one that is known stays as it is."""
-        self._windows.setdefault(limit.name, _Window(limit, share))
+        """Know one more limit, such as an endpoint's own; of a known one the smaller share holds."""
+        window = self._windows.setdefault(limit.name, _Window(limit, share))
+        window.share = min(window.share, share)
 
-    async def spend(self, weight: int, limits: Sequence[str] = ()) -> None:
-        """Wait until `weight` may be spent of the named limits (none: of all), and spend it."""
-        windows = [self._windows[name] for name in limits] or list(self._windows.values())
-        while True:
-            now = self._now()
-            ready = max([self._closed_until, *(w.free_at(weight, now) for w in windows)])
-            if ready <= now:
-                break
-            with trio.move_on_after((ready - now) / SECOND + 0.001):
-                await self._changed.wait()
-        for window in windows:
-            window.spend(weight, now)
-        await trio.lowlevel.checkpoint()
+    def revise(self, name: str, weight: int) -> None:
+        """Take the venue's word for how high a limit is; what was spent stays spent."""
+        if name in self._windows and weight > 0:
+            limit = self._windows[name].limit
+            self._windows[name].limit = Limit(name, weight, limit.period_secs, limit.aligned)
+
+    @asynccontextmanager
+    async def spending(self, weight: int, limits: Sequence[str] = ()) -> AsyncIterator[None]:
+        """Wait until `weight` may be spent of the named limits (none: of all); ask within.
+
+        Those who wait for the same limits are served in order. Raises PluginError for a weight
+        that the share never allows.
+        """
+        names = tuple(limits) or tuple(self._windows)
+        windows = [self._windows[name] for name in names]
+        async with self._queues.setdefault(names, trio.Lock()):
+            while (wait := self._wait_secs(weight, windows)) > 0:
+                with trio.move_on_after(wait):
+                    await self._answered.wait()
+            for window in windows:
+                window.send(weight)
+        try:
+            yield
+        finally:
+            for window in windows:
+                window.answered(weight, trio.current_time())
+            self._answered.set()
+            self._answered = trio.Event()
 
     def observe(self, name: str, used: int) -> None:
         """Take the venue's word for how much was used of a limit; it only raises our count."""
         if name in self._windows:
-            self._windows[name].observe(used, self._now())
+            self._windows[name].observe(used, trio.current_time())
 
     def cool_down(self, secs: float, reason: str, *, ban: bool = False) -> None:
         """Hold everybody back for a while; a ban is remembered across restarts."""
-        until = self._now() + round(secs * SECOND)
-        if until > self._closed_until:
-            self._closed_until, self._reason = until, reason
+        if secs > self.closed_secs():
+            self._closed_until, self._reason = trio.current_time() + secs, reason
             if ban:
-                self._bans.remember(self.venue, until, reason)
+                self._banned_until = self._now() + round(secs * SECOND)
+                self._bans.remember(self.venue, self._banned_until, reason)
+
+    def closed_secs(self) -> float:
+        """Return for how many more seconds nothing may be asked; 0 when it may."""
+        banned = min((self._banned_until - self._now()) / SECOND, LONGEST_BAN_SECS)
+        return max(0.0, banned, self._closed_until - trio.current_time())
 
     def usage(self) -> dict[str, float]:
         """Return how much of each limit is in use, as a fraction of the venue's own figure."""
-        now = self._now()
+        now = trio.current_time()
         return {name: w.used(now) / w.limit.weight for name, w in self._windows.items()}
 
     def waiting_for(self) -> str | None:
         """Return why nothing may be asked now and until when, or None."""
-        if self._closed_until <= self._now():
+        secs = self.closed_secs()
+        if not secs:
             return None
-        return f"{self._reason} until {format_time(self._closed_until)}"
+        return f"{self._reason} until {format_time(self._now() + round(secs) * SECOND)}"
+
+    def _wait_secs(self, weight: int, windows: Sequence[_Window]) -> float:
+        now = trio.current_time()
+        wait = self.closed_secs()
+        for window in windows:
+            if weight > window.allowed:
+                raise PluginError(
+                    f"{self.venue}: a request of weight {weight} never fits into {window.allowed}"
+                    f" ({window.share:.0%} of {window.limit.weight} per"
+                    f" {window.limit.period_secs:g} s); raise budget_share"
+                )
+            free_at = window.free_at(weight, now)
+            wait = max(wait, math.inf if free_at is None else free_at - now)
+        return wait
