@@ -6,11 +6,9 @@ Nothing acknowledged is lost by any of it, and what still works goes on working.
 from __future__ import annotations
 
 import re
-import resource
 import shutil
 import socket
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +32,18 @@ ROWS = 20_000
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: Any) -> Path:
     """Return the folder of a daemon that has stored two series and stopped."""
-    folder = tmp_path_factory.mktemp("pristine")
+    folder: Path = tmp_path_factory.mktemp("pristine")
     with running(folder) as daemon:
         store_candles(daemon, ROWS, ("BTC", "ETH"))
     return folder
 
 
 @pytest.fixture
-def folder(pristine: Path, tmp_path: Path) -> Iterator[Path]:
+def folder(pristine: Path, tmp_path: Path) -> Path:
     """Return a copy of that folder; its config names the copy."""
     shutil.copytree(pristine / "data", tmp_path / "data")
     (tmp_path / "config.toml").write_text(CONFIG.replace("{folder}", str(tmp_path)))
-    yield tmp_path
+    return tmp_path
 
 
 def refused(folder: Path, code: int = 1, config: str = "config.toml") -> str:
@@ -152,9 +150,8 @@ def flip_a_byte(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE chunk_data SET data = ? WHERE id = ?", (bytes(damaged), number))
 
 
-def limit_file_size() -> None:
-    """Let this process write no file larger than a megabyte, as if the disk were full then."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+# No file of the daemon may be larger than a megabyte: as if the disk were full then.
+SMALL_DISK = ("sh", "-c", 'ulimit -f 2048 && exec "$0" "$@"')
 
 
 def test_a_disk_that_is_full(folder: Path) -> None:
@@ -165,7 +162,7 @@ def test_a_disk_that_is_full(folder: Path) -> None:
         pieces.append(path)
     large = folder / "LARGE.csv"
     large.write_text("".join(path.read_text() for path in pieces))
-    with running(folder, prepare=limit_file_size) as daemon:
+    with running(folder, prefix=SMALL_DISK) as daemon:
         witness = Witness(daemon, series=[SERIES], speed=600, **DAY)
         said = daemon.load(large, "XRP/USDT", "candle_1m", code=1)
         assert "cannot keep the rows in" in said  # before anything was stored
