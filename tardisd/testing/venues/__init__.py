@@ -1,0 +1,1 @@
+"""Test venues on loopback that answer as Binance, Bybit and OKX do; import one from its module."""
