@@ -142,7 +142,7 @@ class Budget:
         self._answered = trio.Event()
 
     def add(self, limit: Limit, share: float) -> None:
-        """Know one more limit, such as an endpoint's own; of a known one the smaller share holds."""
+        """Know one more limit, as of one endpoint; of a known one the smaller share holds."""
         window = self._windows.setdefault(limit.name, _Window(limit, share))
         window.share = min(window.share, share)
 

@@ -11,6 +11,7 @@ import ipaddress
 import math
 import random
 import ssl
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -282,13 +283,28 @@ def _is_loopback(host: str) -> bool:
 
 
 async def _body(answer: httpx.Response) -> bytes:
+    # Unpacked by httpx, a body that is cut off would pass for whole.
     parts, size = [], 0
-    async for part in answer.aiter_bytes():
+    async for part in answer.aiter_raw():
         size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise PluginError(f"{answer.url}: answers with more than {MAX_BODY_BYTES} bytes")
-        parts.append(part)
-    return b"".join(parts)
+        if size <= MAX_BODY_BYTES:
+            parts.append(part)
+    body = b"".join(parts)
+    encoding = answer.headers.get("content-encoding", "identity")
+    if size <= MAX_BODY_BYTES and encoding != "identity":
+        if encoding not in ("gzip", "x-gzip"):
+            raise PluginError(f"{answer.url}: answers in encoding {encoding!r}, unasked")
+        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            body = unpacker.decompress(body, MAX_BODY_BYTES + 1)
+        except zlib.error as error:
+            raise httpx.DecodingError(f"the gzip body is damaged ({error})") from None
+        size = len(body)
+        if size <= MAX_BODY_BYTES and not unpacker.eof:
+            raise httpx.DecodingError("the gzip body is cut off")
+    if size > MAX_BODY_BYTES:
+        raise PluginError(f"{answer.url}: answers with more than {MAX_BODY_BYTES} bytes; refused")
+    return body
 
 
 def _transport_problem(url: str, error: httpx.RequestError) -> str:

@@ -64,17 +64,8 @@ async def download(
     more comes, PluginError for a disk that is full.
     """
     transfer = _Transfer(client, path, target, progress)
-    while True:
-        before = await transfer.size()
-        try:
-            await client.persist(path, transfer.once, transfer.settle, weight=weight, limits=())
-            break
-        except Retry:
-            if await transfer.size() <= before:  # as long as some of it comes, go on
-                raise
-        except OSError as error:
-            raise _disk_problem(error, target) from None
     try:
+        await _fetch(transfer, weight)
         found = await trio.to_thread.run_sync(_digest, transfer.part)
         if sha256 is not None and found != sha256.lower():
             transfer.forget()
@@ -85,8 +76,23 @@ async def download(
         transfer.part.replace(target)
         transfer.note.unlink(missing_ok=True)
     except OSError as error:
-        raise _disk_problem(error, target) from None
+        what = os.strerror(error.errno) if error.errno else str(error)
+        raise PluginError(
+            f"cannot keep {target.name} in {target.parent}: {what}; free space there"
+        ) from None
     return Download(target, size, found, transfer.validator)
+
+
+async def _fetch(transfer: _Transfer, weight: int) -> None:
+    while True:
+        before = await transfer.size()
+        try:
+            return await transfer.client.persist(
+                transfer.path, transfer.once, transfer.settle, weight=weight, limits=()
+            )
+        except Retry:
+            if await transfer.size() <= before:  # as long as some of it comes, go on
+                raise
 
 
 def remove_download(target: Path) -> None:
@@ -109,8 +115,8 @@ class _Transfer:
         self.part = _beside(target, ".part")
         self.note = _beside(target, ".part.json")
         self.validator = ""
-        self._client = client
-        self._path = path
+        self.client = client
+        self.path = path
         self._progress = progress
         self._total: int | None = None
 
@@ -133,12 +139,12 @@ class _Transfer:
         headers = {"Accept-Encoding": "identity"}
         if offset and validator:
             headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
-        async with self._client.asking(self._path, headers=headers) as answer:
+        async with self.client.asking(self.path, headers=headers) as answer:
             if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 self.forget()
                 raise httpx.ReadError("the venue's file has become shorter")
             if answer.status_code not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
-                return answer, await answer.aread()
+                return answer, b"".join([piece async for piece in answer.aiter_raw()])
             offset = self._begin(answer, offset)
             await self._write(answer, offset)
             return answer, b""
@@ -159,8 +165,7 @@ class _Transfer:
     def _begin(self, answer: httpx.Response, offset: int) -> int:
         """Make the part ready for what the answer brings; return where that begins."""
         length = answer.headers.get("content-length", "")
-        encoded = answer.headers.get("content-encoding", "identity") != "identity"
-        self._total = int(length) if length.isdecimal() and not encoded else None
+        self._total = int(length) if length.isdecimal() else None
         if answer.status_code == httpx.codes.PARTIAL_CONTENT:
             match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
             if match is None or int(match[1]) != offset:
@@ -183,7 +188,7 @@ class _Transfer:
             pieces: list[bytes] = []
             held = 0
             try:
-                async for piece in answer.aiter_bytes():
+                async for piece in answer.aiter_raw():
                     pieces.append(piece)
                     held += len(piece)
                     if held >= _PIECE_BYTES:
@@ -211,8 +216,3 @@ def _beside(target: Path, suffix: str) -> Path:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _disk_problem(error: OSError, target: Path) -> PluginError:
-    what = os.strerror(error.errno) if error.errno else str(error)
-    return PluginError(f"cannot keep {target.name} in {target.parent}: {what}; free space there")
