@@ -1,0 +1,178 @@
+"""`tardisd demo`, as a pipe and in a terminal; it leaves nothing behind, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import socket
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from daemon_rig import DEADLINE_SECS, ENVIRON, PROGRAMS
+
+LINE = re.compile(r"2024-03-01 1\d:\d\d:\d\dZ  60x .*BTC/USDT [\d,.]+  ETH/USDT [\d,.]+")
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Give the demo a folder for its temporary files; in the end nothing may be in it."""
+    yield {**ENVIRON, "TMPDIR": str(tmp_path), "TERM": "xterm-256color"}
+    assert list(tmp_path.iterdir()) == []
+    assert daemons_in(tmp_path) == []
+
+
+def daemons_in(folder: Path) -> list[str]:
+    """Return the command lines of processes that name the folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if str(folder) in words:
+            found.append(words)
+    return found
+
+
+def test_without_a_terminal(environ: dict[str, str]) -> None:
+    with socket.socket() as taken:  # its usual port; somebody else may have it already: as good
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", 8001))
+            taken.listen()
+        except OSError:
+            pass
+        done = subprocess.run(
+            [PROGRAMS / "tardisd", "demo", "--for", "2"],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECS,
+            check=False,
+            env=environ,
+        )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) >= 2
+    assert all(LINE.match(line) for line in lines), lines
+    assert lines == sorted(lines)
+    assert "session watch demo" in done.stderr
+    assert "keys:" not in done.stderr
+    url = re.search(r"ws://127\.0\.0\.1:(\d+)/", done.stderr)
+    assert url is not None
+    assert url[1] != "8001"
+    assert "Traceback" not in done.stderr
+
+
+class Terminal:
+    """A demo on a terminal of its own, and what it has drawn so far."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        self.before = termios.tcgetattr(theirs)
+        self.process = subprocess.Popen(
+            [PROGRAMS / "tardisd", "demo"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environ,
+            start_new_session=True,
+            close_fds=True,
+        )
+        self._theirs = theirs
+        os.set_blocking(self._ours, False)
+        self._text = ""
+
+    def press(self, keys: str) -> None:
+        """Type."""
+        os.write(self._ours, keys.encode())
+
+    def until(self, *patterns: str) -> str:
+        """Read until all patterns have appeared since the last call; return what was drawn."""
+        give_up = time.monotonic() + DEADLINE_SECS
+        while not all(re.search(pattern, self._text) for pattern in patterns):
+            assert time.monotonic() < give_up, f"no {patterns} in {self._text[-3000:]!r}"
+            self._read(0.1)
+        seen, self._text = self._text, ""
+        return seen
+
+    def _read(self, secs: float) -> None:
+        import select
+
+        if select.select([self._ours], [], [], secs)[0]:
+            try:
+                self._text += os.read(self._ours, 65536).decode(errors="replace")
+            except (BlockingIOError, OSError):
+                return
+
+    def check_end(self) -> None:
+        """Wait for an exit with 0; the terminal must be as it was, and no traceback on it."""
+        give_up = time.monotonic() + DEADLINE_SECS
+        while self.process.poll() is None:
+            assert time.monotonic() < give_up, self._text
+            self._read(0.1)
+        self._read(0.0)
+        assert self.process.returncode == 0, self._text
+        assert "Traceback" not in self._text
+        assert termios.tcgetattr(self._theirs) == self.before
+        assert "\x1b[?25h" in self._text  # the cursor is shown again
+
+    def close(self) -> None:
+        """End what is left."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(30)
+        os.close(self._ours)
+        os.close(self._theirs)
+
+
+@contextmanager
+def terminal(environ: dict[str, str]) -> Iterator[Terminal]:
+    one = Terminal(environ)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def test_keys_in_a_terminal(environ: dict[str, str]) -> None:
+    with terminal(environ) as screen:
+        screen.until("BTC/USDT", "active", "keys: space pause/resume")
+        screen.press(" ")
+        screen.until("paused")
+        screen.until("paused")  # still, when drawn anew
+        screen.press(" ")
+        screen.until("active")
+        screen.press("\x1b[A")
+        screen.until("100x")
+        screen.press("-")
+        screen.until("60x")
+        screen.press("q")
+        screen.check_end()
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "SIGTERM", "at once"])
+def test_interrupted(environ: dict[str, str], how: str) -> None:
+    with terminal(environ) as screen:
+        if how == "at once":  # while the daemon is still starting
+            screen.until("making")
+        else:
+            screen.until("active")
+        if how == "SIGTERM":
+            screen.process.send_signal(signal.SIGTERM)
+        else:
+            os.killpg(screen.process.pid, signal.SIGINT)  # as a terminal does
+        if how == "at once":
+            screen.process.wait(DEADLINE_SECS)
+            assert screen.process.returncode == 0
+        else:
+            screen.check_end()
