@@ -132,14 +132,14 @@ class Engine:
         self._nursery = nursery
 
     async def store(self, batch: Batch, covered: Coverage | Span | None = None) -> None:
-        """Store rows; they cover their own extent and what is `covered`."""
-        spans = [covered] if isinstance(covered, Span) else list(covered or ())
-        if len(batch):
-            spans.append(batch.extent())
-        proven = Coverage(spans)
-        assert proven.hull is not None, "nothing to store"
-        holes = tuple(proven.gaps(proven.hull))
-        await self.storage.append(batch.series, Page(batch, proven.hull, (), "", holes))
+        """Store rows and what they are complete for: their own extent, unless `covered` says it."""
+        if covered is None:
+            covered = batch.extent()
+        proven = Coverage([covered]) if isinstance(covered, Span) else covered
+        hull = proven.hull
+        assert hull is not None, "nothing is covered"
+        holes = tuple(proven.gaps(hull))
+        await self.storage.append(batch.series, Page(batch, hull, (), "", holes))
 
     async def create(self, series: Sequence[Series], span: Span, **options: Any) -> ReplaySession:
         """Create a session; options are those of SessionRequest."""
@@ -187,7 +187,13 @@ def run_engine(
         finally:
             own.close()
 
-    return trio.run(run, clock=clock)
+    try:
+        return trio.run(run, clock=clock)
+    except BaseExceptionGroup as group:  # told plainly when it is only one
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
 
 
 @asynccontextmanager
