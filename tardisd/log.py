@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Literal
 
@@ -12,6 +13,8 @@ import msgspec
 
 LogFormat = Literal["auto", "text", "json", "systemd"]
 
+# trio complains ten times a second while it cannot accept.
+REPEAT_SECS = 30.0
 _PRIORITIES = {
     logging.CRITICAL: "<2>",
     logging.ERROR: "<3>",
@@ -72,6 +75,25 @@ def _quoted(value: object) -> str:
     return f'"{text}"' if " " in text or not text else text
 
 
+class _Calm(logging.Filter):
+    """Lets trio's complaint about a full table of descriptors through now and then, in one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._quiet_until = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether to log the record; its traceback is dropped."""
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + REPEAT_SECS
+        record.exc_info = None
+        record.msg, record.args = "cannot accept clients", None
+        record.facts = {"error": "too many open files; raise the limit of open files (LimitNOFILE)"}
+        return True
+
+
 def set_up(level: str = "info", form: LogFormat = "auto") -> None:
     """Send the process's logs to stderr: priorities for the journal, times for a terminal."""
     if form == "auto":
@@ -82,3 +104,7 @@ def set_up(level: str = "info", form: LogFormat = "auto") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     root.propagate = False
+    listeners = logging.getLogger("trio.serve_listeners")
+    listeners.handlers[:] = [handler]
+    listeners.filters[:] = [_Calm()]
+    listeners.propagate = False
