@@ -126,6 +126,8 @@ def _complete_or_nothing(path: Path) -> Iterator[int]:
             yield special.fileno()
         return
     path = path.resolve()
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {path.parent}", param_hint="--output")
     hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
     descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:

@@ -120,6 +120,10 @@ def run_command(command: click.Command) -> NoReturn:
         # The reader of a pipe has gone; python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(FAILED) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {(error.strerror or str(error)).lower()}", FAILED)
     except (click.exceptions.Abort, KeyboardInterrupt):
         fail("interrupted", FAILED)
     raise SystemExit(result if isinstance(result, int) else DONE)
