@@ -5,7 +5,7 @@ from __future__ import annotations
 from tardisd.plugins.format import FileFormat
 from tardisd.plugins.hooks import hookimpl
 
-from .archives import BinanceAggTrades, BinanceKlines, BinanceTrades
+from .formats import BinanceAggTrades, BinanceKlines, BinanceTrades
 
 
 @hookimpl

@@ -20,7 +20,7 @@ from tardisd.market.time import parse_range
 from tardisd.plugins.format import Sample
 from tardisd.testing.memory import MemoryStorage
 from tardisd.transfer.importing import import_files
-from tardisd_binance.archives import BinanceAggTrades, BinanceKlines, BinanceTrades
+from tardisd_binance.formats import BinanceAggTrades, BinanceKlines, BinanceTrades
 
 FORMATS = [
     format_() for plugin in (tardisd_binance, tardisd_csv) for format_ in plugin.tardisd_formats()
