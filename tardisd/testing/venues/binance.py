@@ -19,7 +19,7 @@ import numpy as np
 from tardisd.market.series import SWAP
 from tardisd.market.time import DAY, MILLISECOND, SECOND
 from tardisd.testing.venues.binance_archive import BinanceArchive
-from tardisd.testing.venues.binance_info import dumped, exchange_info, window_name
+from tardisd.testing.venues.binance_info import exchange_info, window_name
 from tardisd.testing.venues.binance_rows import (
     MICROSECOND_NS,
     Numbers,
@@ -28,7 +28,7 @@ from tardisd.testing.venues.binance_rows import (
     trade_json,
 )
 from tardisd.testing.venues.faults import Change
-from tardisd.testing.venues.server import Answer, Request
+from tardisd.testing.venues.server import Answer, Request, dumped
 from tardisd.testing.venues.shelf import Shelf
 from tardisd.testing.venues.venue import ARCHIVE, REST, Plan, Refused, Venue
 from tardisd.venue.budget import Limit

@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from email.utils import formatdate
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 from xml.sax.saxutils import escape
-
-import numpy as np
 
 from tardisd.market.columns import Batch
 from tardisd.market.series import SWAP, Series
@@ -33,6 +31,7 @@ from tardisd.testing.venues.binance_rows import (
 )
 from tardisd.testing.venues.faults import Change
 from tardisd.testing.venues.files import csv_parts, zipped
+from tardisd.testing.venues.periods import Period, periods
 from tardisd.testing.venues.printing import Printer
 from tardisd.testing.venues.server import Answer, Request
 
@@ -46,7 +45,7 @@ _MONTHLY_ONLY = frozenset({"3d", "1w", "1mo"})
 _FOLDERS = {"candle": "klines", "agg_trade": "aggTrades", "trade": "trades"}
 _PRINTERS = {"candle": kline_csv, "agg_trade": agg_trade_csv, "trade": trade_csv}
 _HEADERS = {"candle": KLINE_HEADER, "agg_trade": AGG_TRADE_HEADER, "trade": TRADE_HEADER}
-_DATE = re.compile(r"-(\d{4})-(\d{2})(?:-(\d{2}))?\.zip")
+_DATE = re.compile(r"-(\d{4}-\d{2}(?:-\d{2})?)\.zip")
 _XML = {"Content-Type": "application/xml"}
 _HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n'
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -61,9 +60,9 @@ class _Stack:
     folder: str
     name: str
 
-    def key(self, monthly: bool, day: date) -> str:
-        stamp = f"{day:%Y-%m}" if monthly else f"{day:%Y-%m-%d}"
-        return f"{self.folder.format('monthly' if monthly else 'daily')}{self.name}-{stamp}.zip"
+    def key(self, period: Period) -> str:
+        folder = self.folder.format("monthly" if period.monthly else "daily")
+        return f"{folder}{self.name}-{period.stamp}.zip"
 
 
 class BinanceArchive:
@@ -89,19 +88,19 @@ class BinanceArchive:
         found = self._found(key.removesuffix(".CHECKSUM"))
         if found is None:
             return _no_such_key(key)
-        stack, monthly, day = found
-        batch = stack.batch[slice(*_rows(stack.batch, monthly, day))]
+        stack, period = found
+        batch = stack.batch[period.rows(stack.batch)]
         if change is not None:
             batch = change(batch)
         name = key.removesuffix(".CHECKSUM").rpartition("/")[2]
-        parts = csv_parts(batch, *self._form(stack, day))
+        parts = csv_parts(batch, *self._form(stack, period.day))
         at = name if change is None else f"{name} changed {len(self._venue.requests)}"
-        make = zipped(name.removesuffix(".zip") + ".csv", parts)
+        make = zipped(name.removesuffix(".zip") + ".csv", parts, self._venue.files.level)
         file = await self._venue.files.get(f"{stack.folder}{at}", make)
         checksum = self._venue.files.checksum(file)
         headers = {
             "ETag": f'"{checksum[:32]}"',
-            "Last-Modified": formatdate(_published(monthly, day) / SECOND, usegmt=True),
+            "Last-Modified": formatdate(_published(period) / SECOND, usegmt=True),
         }
         if wants_sum:
             return Answer(f"{checksum}  {name}\n".encode(), 200, {**headers,
@@ -117,25 +116,19 @@ class BinanceArchive:
         body = f"{_HEAD}<Error><Code>{code}</Code><Message>{message}</Message></Error>"
         return Answer(body.encode(), status, _XML)
 
-    def _found(self, key: str) -> tuple[_Stack, bool, date] | None:
+    def _found(self, key: str) -> tuple[_Stack, Period] | None:
         folder, _, name = key.rpartition("/")
         stack = self._stacks.get(f"{folder}/")
         match = _DATE.search(name)
-        if stack is None or match is None:
+        period = Period.parse(match[1]) if match else None
+        if stack is None or period is None:
             return None
-        year, month, day = match.groups()
-        try:
-            start = date(int(year), int(month), int(day or 1))
-        except ValueError:
+        if stack.key(period) != key or not self._is_out(stack, period):
             return None
-        monthly = day is None
-        if stack.key(monthly, start) != key or not self._is_out(stack, monthly, start):
-            return None
-        return stack, monthly, start
+        return stack, period
 
-    def _is_out(self, stack: _Stack, monthly: bool, day: date) -> bool:
-        first, last = _rows(stack.batch, monthly, day)
-        return last > first and self._venue.clock() >= _published(monthly, day)
+    def _is_out(self, stack: _Stack, period: Period) -> bool:
+        return self._venue.clock() >= _published(period) and period.has_rows(stack.batch)
 
     def _form(self, stack: _Stack, day: date) -> tuple[Printer, bytes]:
         numbers = self._numbers[stack.series]
@@ -149,11 +142,10 @@ class BinanceArchive:
 
     def _keys(self) -> Iterator[str]:
         for folder, stack in self._stacks.items():
-            monthly = "/monthly/" in folder
-            for day in _days(stack.batch, monthly):
-                if self._is_out(stack, monthly, day):
-                    yield stack.key(monthly, day)
-                    yield stack.key(monthly, day) + ".CHECKSUM"
+            for period in periods(stack.batch, "/monthly/" in folder):
+                if self._is_out(stack, period):
+                    yield stack.key(period)
+                    yield stack.key(period) + ".CHECKSUM"
 
     def _listing(self, request: Request) -> Answer:
         """Return what lies under a prefix, as S3 lists it."""
@@ -197,33 +189,12 @@ def _stack(series: Series, batch: Batch, exchange: str) -> _Stack:
     return _Stack(series, batch, path, name)
 
 
-def _ends(monthly: bool, day: date) -> date:
-    if not monthly:
-        return day + timedelta(days=1)
-    return date(day.year + day.month // 12, day.month % 12 + 1, 1)
-
-
-def _published(monthly: bool, day: date) -> int:
+def _published(period: Period) -> int:
     """Return when (ns) a file comes out."""
-    end = _ends(monthly, day)
-    if monthly:
+    end = period.next.day
+    if period.monthly:
         end += timedelta(days=-end.weekday() % 7)
     return from_datetime(end) + _PUBLISHED_AFTER
-
-
-def _rows(batch: Batch, monthly: bool, day: date) -> tuple[int, int]:
-    bounds = [from_datetime(day), from_datetime(_ends(monthly, day))]
-    first, last = np.searchsorted(batch.ts_event, bounds, "left").tolist()
-    return first, last
-
-
-def _days(batch: Batch, monthly: bool) -> Iterator[date]:
-    day, last = (datetime.fromtimestamp(int(batch.ts_event[at]) // SECOND, UTC).date()
-                 for at in (0, -1))  # fmt: skip
-    day = day.replace(day=1) if monthly else day
-    while day <= last:
-        yield day
-        day = _ends(monthly, day)
 
 
 def _entry(key: str, prefix: str, delimiter: str) -> str:

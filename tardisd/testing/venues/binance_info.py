@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from tardisd.market.series import Instrument
 from tardisd.market.time import MILLISECOND
+from tardisd.testing.venues.server import dumped
 from tardisd.venue.budget import Limit
 
 
@@ -22,11 +22,6 @@ def exchange_info(
         "symbols": [_listed(spot, known) for known in instruments],
     }
     return dumped(info)
-
-
-def dumped(value: object) -> bytes:
-    """Return JSON without blanks."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _rate_limit(name: str, limit: Limit) -> dict[str, object]:

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from tardisd.market.columns import SELL, Batch, closes
-from tardisd.market.decimals import DIGITS, POWERS, Decimals
+from tardisd.market.decimals import DIGITS, Decimals
 from tardisd.testing.venues.printing import (
     Cell,
     Piece,
     choice,
     decimals,
+    digits_in,
     digits_of,
     integers,
+    product,
 )
 
 MILLISECOND_NS, MICROSECOND_NS = 1_000_000, 1_000
@@ -49,7 +51,7 @@ class Numbers:
     @classmethod
     def of(cls, batch: Batch, tick_size: str | None, lot_size: str | None, spot: bool) -> Numbers:
         """Return the digits for a tidied batch of an instrument."""
-        least = [_SPOT_DIGITS] * 2 if spot else [_digits(tick_size), _digits(lot_size)]
+        least = [_SPOT_DIGITS] * 2 if spot else [digits_in(tick_size), digits_in(lot_size)]
         price = digits_of(batch, "open", "high", "low", "close", "price", least=least[0])
         amount = digits_of(batch, "volume", "amount", least=least[1])
         quote = digits_of(batch, "quote_volume", least=_SPOT_DIGITS if spot else price + amount)
@@ -105,27 +107,6 @@ def trade_json(batch: Batch, numbers: Numbers, unit: int) -> Sequence[Piece]:
 def trade_csv(batch: Batch, numbers: Numbers, unit: int) -> Sequence[Piece]:
     """Return the pieces of a line of a trades file."""
     return [*_joined(_trade(batch, numbers, unit)), *_flags(batch, numbers)]
-
-
-def product(left: Decimals, right: Decimals, digits: int) -> Decimals:
-    """Return the products, cut to `digits` fraction digits."""
-    scale = left.scale + right.scale
-    most = float(left.mantissa.max(initial=0)) * float(right.mantissa.max(initial=0))
-    if left.fraction is None and right.fraction is None and most < 2**62:
-        mantissa = left.mantissa * right.mantissa
-        if scale > digits:
-            mantissa //= 10 ** (scale - digits)
-        return Decimals(mantissa, min(scale, digits))
-    exact = [whole * POWERS[DIGITS] + part for whole, part in _pairs(left)]
-    times = [whole * POWERS[DIGITS] + part for whole, part in _pairs(right)]
-    cut = [a * b // 10 ** (2 * DIGITS - digits) for a, b in zip(exact, times, strict=True)]
-    parts = np.array([divmod(value, 10**digits) for value in cut], np.int64).reshape(-1, 2)
-    return Decimals.from_parts(parts[:, 0], parts[:, 1] * POWERS[DIGITS - digits])
-
-
-def _pairs(column: Decimals) -> list[tuple[int, int]]:
-    whole, fraction = column.parts()
-    return list(zip(whole.tolist(), fraction.tolist(), strict=True))
 
 
 def _kline(
@@ -193,7 +174,3 @@ def _joined(cells: Sequence[Cell]) -> list[Piece]:
     for cell in cells:
         pieces += [b",", cell]
     return pieces[1:]
-
-
-def _digits(size: str | None) -> int:
-    return len((size or "").partition(".")[2])

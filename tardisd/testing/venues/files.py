@@ -15,16 +15,16 @@ from tardisd.market.columns import Batch
 from tardisd.testing.venues.printing import Printer, print_rows
 
 CHUNK_ROWS = 65_536
-_LEVEL = 1  # of compression: these files are read once
 _STAMP = (2024, 1, 1, 0, 0, 0)  # the same bytes, whenever they are made
 
 Maker = Callable[[IO[bytes]], None]
 
 
 class Files:
-    """Files by key, in one folder."""
+    """Files by key, in one folder; `level` is how hard they are compressed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, level: int = 1) -> None:
+        self.level = level
         self._folder = folder
         self._locks: dict[str, trio.Lock] = {}
         self._sums: dict[Path, str] = {}
@@ -51,14 +51,14 @@ def csv_parts(batch: Batch, printer: Printer, header: bytes = b"") -> Iterator[b
         yield print_rows(printer(part), len(part))[0]
 
 
-def zipped(name: str, parts: Iterable[bytes]) -> Maker:
-    """Return what writes a zip of one file."""
+def zipped(name: str, parts: Iterable[bytes], level: int) -> Maker:
+    """Return what writes a zip of one file, compressed from 0 (not) to 9."""
 
     def make(out: IO[bytes]) -> None:
         with zipfile.ZipFile(out, "w") as archive:
             member = zipfile.ZipInfo(name, _STAMP)
             member.compress_type = zipfile.ZIP_DEFLATED
-            member._compresslevel = _LEVEL  # type: ignore[attr-defined]  # noqa: SLF001
+            member._compresslevel = level  # type: ignore[attr-defined]  # noqa: SLF001
             with archive.open(member, "w", force_zip64=True) as inner:
                 for part in parts:
                     inner.write(part)
@@ -66,11 +66,11 @@ def zipped(name: str, parts: Iterable[bytes]) -> Maker:
     return make
 
 
-def gzipped(parts: Iterable[bytes]) -> Maker:
-    """Return what writes a gzip file."""
+def gzipped(parts: Iterable[bytes], level: int) -> Maker:
+    """Return what writes a gzip file, compressed from 0 (not) to 9."""
 
     def make(out: IO[bytes]) -> None:
-        with gzip.GzipFile("", "wb", _LEVEL, out, mtime=0) as inner:
+        with gzip.GzipFile("", "wb", level, out, mtime=0) as inner:
             for part in parts:
                 inner.write(part)
 

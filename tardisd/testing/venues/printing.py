@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tardisd.market.columns import Batch
-from tardisd.market.decimals import POWERS, Bools, Decimals, Ints
+from tardisd.market.decimals import DIGITS, POWERS, Bools, Decimals, Ints
 from tardisd.wire.digits import BLANK, Grid, digit_count
 
 _BLOCK_ROWS = 8192
@@ -100,9 +100,35 @@ def tidied(batch: Batch) -> Batch:
     return replace(batch, fields={name: col.reduced() for name, col in batch.fields.items()})
 
 
+def digits_in(size: str | None) -> int:
+    """Return how many fraction digits a tick or lot size is written with."""
+    return len((size or "").partition(".")[2])
+
+
 def digits_of(batch: Batch, *names: str, least: int = 0) -> int:
     """Return how many fraction digits the columns of a tidied batch need, at least `least`."""
     return max([least, *(batch.fields[n].needed_scale for n in names if n in batch.fields)])
+
+
+def product(left: Decimals, right: Decimals, digits: int) -> Decimals:
+    """Return the products, cut to `digits` fraction digits."""
+    scale = left.scale + right.scale
+    most = float(left.mantissa.max(initial=0)) * float(right.mantissa.max(initial=0))
+    if left.fraction is None and right.fraction is None and most < 2**62:
+        mantissa = left.mantissa * right.mantissa
+        if scale > digits:
+            mantissa //= 10 ** (scale - digits)
+        return Decimals(mantissa, min(scale, digits))
+    exact = [whole * POWERS[DIGITS] + part for whole, part in _pairs(left)]
+    times = [whole * POWERS[DIGITS] + part for whole, part in _pairs(right)]
+    cut = [a * b // 10 ** (2 * DIGITS - digits) for a, b in zip(exact, times, strict=True)]
+    parts = np.array([divmod(value, 10**digits) for value in cut], np.int64).reshape(-1, 2)
+    return Decimals.from_parts(parts[:, 0], parts[:, 1] * POWERS[DIGITS - digits])
+
+
+def _pairs(column: Decimals) -> list[tuple[int, int]]:
+    whole, fraction = column.parts()
+    return list(zip(whole.tolist(), fraction.tolist(), strict=True))
 
 
 class Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import re
 import socket
 import struct
@@ -52,6 +53,11 @@ class Answer:
     reset: bool = False
     stall_after: int | None = None
     stall_secs: float = 0.0
+
+
+def dumped(value: object) -> bytes:
+    """Return JSON without blanks."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 Handler = Callable[[Request], Awaitable[Answer]]

@@ -88,6 +88,7 @@ class Venue(ABC):
     `clock` is the venue's time: a clock, an instant (ns), or None for the wall clock. `limits`
     take the place of the venue's own (`{}`: none); they count by `now`, the wall clock.
     `instruments` say tick and lot sizes and listing times; without, they follow from the data.
+    `compress` offers gzip for REST answers; `archive_level` is for files, from 0 (not) to 9.
     """
 
     exchange: ClassVar[str]
@@ -104,6 +105,7 @@ class Venue(ABC):
         now: Callable[[], int] = wall_ns,
         seed: int = 0,
         compress: bool = False,
+        archive_level: int = 1,
     ) -> None:
         self.data = {series: shelved(batch) for series, batch in data.items() if len(batch)}
         self.clock = clock if isinstance(clock, VenueClock) else VenueClock(clock)
@@ -120,6 +122,7 @@ class Venue(ABC):
         self.files = Files(Path())
         self.urls: dict[str, str] = {}
         self._compress = compress
+        self._archive_level = archive_level
 
     @property
     def rest_url(self) -> str:
@@ -135,7 +138,7 @@ class Venue(ABC):
     async def serve(self) -> AsyncIterator[Self]:
         """Answer on loopback, each role at a port of its own."""
         with tempfile.TemporaryDirectory(prefix="tardisd-venue-") as folder:
-            self.files = Files(Path(folder))
+            self.files = Files(Path(folder), self._archive_level)
             handlers = {role: partial(self._answer, role) for role in self.roles}
             async with serve(handlers) as self.urls:
                 yield self
