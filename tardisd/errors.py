@@ -69,7 +69,8 @@ class ConfigError(TardisError):
 class DataError(TardisError):
     """Raised when market data fails a check; names the row it stands in when that is known.
 
-    `row` counts from 0 within the batch; `line` is a physical line from 1 within `file`.
+    `row` counts from 0 within the batch; `line` is a physical line from 1 within `file`, or, where
+    a file has no lines, another `unit`.
     """
 
     code = "bad_data"
@@ -83,8 +84,9 @@ class DataError(TardisError):
         line: int | None = None,
         column: str | None = None,
         value: str | None = None,
+        unit: str = "line",
     ) -> None:
-        where = [part for part in (file, None if line is None else f"line {line}") if part]
+        where = [part for part in (file, None if line is None else f"{unit} {line}") if part]
         if column is not None:
             where.append(f"column {column}")
         found = "" if value is None else f" (found {value[:80]!r})"

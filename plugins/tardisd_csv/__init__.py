@@ -1,4 +1,4 @@
-"""Plugin `csv`: plain CSV files of candles and trades, as exported here and by many tools."""
+"""Plugin `csv`: plain CSV files of candles and trades, and tardis.dev's trades."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from tardisd.plugins.format import FileFormat
 from tardisd.plugins.hooks import hookimpl
 
 from .plain import PlainCandles, PlainTrades
+from .tardis import TardisTrades
 
 
 @hookimpl
 def tardisd_formats() -> list[type[FileFormat]]:
-    """Register the plain formats."""
-    return [PlainCandles, PlainTrades]
+    """Register the formats."""
+    return [PlainCandles, PlainTrades, TardisTrades]

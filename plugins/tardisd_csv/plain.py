@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from tardisd.plugins.format import FileFormat, Layout, Sample
 
+from .tardis import is_tardis
+
 # Names of a column, the best first: where a header has two of them, the first counts.
 _TIME = (
     "open_time", "timestamp", "datetime", "time", "date", "open_ms", "time_ms", "ts", "unix", "t",
@@ -67,7 +69,7 @@ class PlainTrades(FileFormat):
 
     def match(self, sample: Sample, kind: str) -> Layout | None:
         """Return the layout when the header tells that these are trades."""
-        if not sample.cells or kind not in self.kinds:
+        if not sample.cells or kind not in self.kinds or is_tardis(sample):
             return None
         columns = _columns(sample.cells[0], _TRADE, _TRADE_MORE)
         if columns is None or not {"side", "buyer_is_maker"} & set(columns):

@@ -1,4 +1,4 @@
-"""`tardisctl data …` and `tardisctl backfill …`: bring data in and out.
+"""`tardisctl data …`: bring data in and out, and check it.
 
 Files are opened here and handed to the daemon as descriptors, so that a hardened service can read
 and write what its user can.
@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from tardisd.cli import render
 from tardisd.cli.ctl_common import (
     RANGE,
     SERIES,
@@ -27,7 +28,7 @@ from tardisd.cli.ctl_common import (
     pass_control,
 )
 from tardisd.cli.ctl_progress import shown_progress
-from tardisd.cli.ctl_series import given, storage_option
+from tardisd.cli.ctl_series import from_option, given, storage_option, to_option
 
 COPY_BYTES = 1 << 20
 
@@ -49,6 +50,9 @@ def data() -> None:
 @click.option("--symbol", required=True, help="BTC/USDT, BTC/USDT:USDT or the venue's own id.")
 @click.option("--data-type", required=True, help="trade, agg_trade, candle_1m, …")
 @click.option("--covers", type=RANGE, help="The span that the files are complete for, A..B.")
+@click.option(
+    "--contract-size", metavar="SIZE", help="Base asset per contract, for swap files in contracts."
+)
 @storage_option
 @pass_control
 def data_import(
@@ -58,6 +62,7 @@ def data_import(
     symbol: str,
     data_type: str,
     covers: list[str] | None,
+    contract_size: str | None,
     storage: str | None,
 ) -> None:
     """Import venue dumps and plain files; the format is found by content.
@@ -74,6 +79,7 @@ def data_import(
         data_type=data_type,
         files=[path.name for path in files],
         covers=covers,
+        contract_size=contract_size,
         storage=storage,
     )
     with ExitStack() as opened, shown_progress("import") as show:
@@ -87,6 +93,9 @@ def _draw_imported(result: dict[str, Any]) -> None:
         f"{result[name]:,} {name}" for name in ("added", "unchanged", "revised") if name in result
     )
     click.echo(f"{result['series']}: {counts}")
+    for file in result.get("files", ()):
+        for note in file.get("notes", ()):
+            click.echo(f"{file['name']}: {note}")
 
 
 @data.command("export")
@@ -94,7 +103,11 @@ def _draw_imported(result: dict[str, Any]) -> None:
 @click.option("--from", "start", type=TIME, required=True, help="Begin here.")
 @click.option("--to", "end", type=TIME, required=True, help="End before this.")
 @click.option(
-    "--format", "form", type=click.Choice(["csv", "ndjson"]), default="csv", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["csv", "ndjson", "parquet"]),
+    default="csv",
+    show_default=True,
 )
 @click.option("-o", "--output", metavar="PATH", required=True, help="File to write; - is stdout.")
 @storage_option
@@ -173,41 +186,40 @@ def _copy(reading: int, out: int) -> None:
             pass  # closing our end tells the daemon
 
 
-@click.group(cls=ControlGroup)
-def backfill() -> None:
-    """Fetch history from venues."""
-
-
-@backfill.command("run")
-@click.argument("series", metavar="SERIES…", nargs=-1, required=True, type=SERIES)
-@click.option("--from", "start", type=TIME, required=True, help="Begin here.")
-@click.option("--to", "end", type=TIME, required=True, help="End before this.")
-@click.option("--exchange-instance", "exchange", metavar="NAME", help="Which of several to ask.")
-@click.option(
-    "--wait",
-    is_flag=True,
-    expose_value=False,
-    help="Wait for it; so it is always.",
-)
+@data.command("verify")
+@click.argument("series", metavar="SERIES", type=SERIES)
+@from_option
+@to_option
 @storage_option
 @pass_control
-def backfill_run(
-    control: Control,
-    series: tuple[str, ...],
-    start: str,
-    end: str,
-    exchange: str | None,
-    storage: str | None,
+def data_verify(
+    control: Control, series: str, start: str | None, end: str | None, storage: str | None
 ) -> None:
-    """Fetch what is missing of series; what is stored already is not fetched again."""
-    params = given(series=list(series), start=start, end=end, exchange=exchange, storage=storage)
-    with shown_progress("backfill") as show:
-        result = control.call("backfill.run", params, (), show)
+    """Check what is stored: checksums, order, trade ids, candles against trades.
 
-    def draw(told: dict[str, Any]) -> None:
-        for item in told["results"]:
-            _draw_imported(item)
-            if not item["complete"]:
-                click.echo(f"not all of it could be had: tardisctl series gaps {item['series']}")
+    Exits with 1 when something is wrong.
+    """
+    params = given(series=series, start=start, end=end, storage=storage)
+    with shown_progress("verify") as show:
+        result = control.call("data.verify", params, (), show)
+    control.show(result, _draw_verified)
+    if not result["ok"]:
+        render.fail(f"{series} is not as it should be")
 
-    control.show(result, draw)
+
+def _draw_verified(result: dict[str, Any]) -> None:
+    rows = [
+        (
+            check["name"],
+            check["state"],
+            f"{check['checked']:,}",
+            f"{check['problems']:,}",
+            detail,
+        )
+        for check in result["checks"]
+        for detail in check["details"] or [""]
+    ]
+    for at in range(len(rows) - 1, 0, -1):  # what was said in the row above is not repeated
+        if rows[at][0] == rows[at - 1][0]:
+            rows[at] = ("", "", "", "", rows[at][4])
+    render.table(("check", "result", "rows", "problems", "details"), rows)

@@ -52,6 +52,7 @@ class DataMethods:
                     storage,
                     self._services.config.registry.formats(),
                     covers=covers,
+                    contract_size=params.contract_size,
                     spool_dir=self._services.spool_dir,
                     progress=progress,
                 )

@@ -23,7 +23,7 @@ from tardisd.control.protocol import (
 Time = int | str
 Speed = float | Literal["max"]
 Names = Annotated[list[str], msgspec.Meta(min_length=1, max_length=1000)]
-ExportForm = Literal["csv", "ndjson"]
+ExportForm = Literal["csv", "ndjson", "parquet"]
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -115,13 +115,17 @@ class Watch(SessionId, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Import(InStorage, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Files to import: their names, and their descriptors sent along in the same order."""
+    """Files to import: their names, and their descriptors sent along in the same order.
+
+    `contract_size` (decimal text) is for swap files that count contracts.
+    """
 
     exchange: str
     symbol: str
     data_type: str
     files: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_DESCRIPTORS)]
     covers: tuple[Time, Time] | None = None
+    contract_size: str | None = None
 
 
 class Export(OneSeries, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -29,6 +29,9 @@ from tardisd.market.series import Series
 from tardisd.market.time import EARLIEST, LATEST
 
 _WIDE_SCALES = (12, DIGITS)
+# How times may be written: an integer of some unit, ISO-8601, or seconds with a fraction.
+_TIME_FORMS = ("integer", "iso", "fraction")
+_FRACTION_DIGITS = 9
 
 
 class _Doubt(Exception):
@@ -44,7 +47,7 @@ class BlockReader:
         self.file = file
         self._places = meaning(recipe, series)
         self._scales = dict(recipe.scales)
-        self._iso_times = False
+        self._time_form = _TIME_FORMS[0]
 
     def read(self, block: Block) -> Parsed:
         """Return the rows of the block in file order; DataError names the first bad cell."""
@@ -59,19 +62,23 @@ class BlockReader:
         attempts: list[dict[str, int]] = [self._scales]
         attempts += [dict.fromkeys(self._scales, scale) for scale in _WIDE_SCALES]
         for scales in attempts:
-            for iso_times in (self._iso_times, not self._iso_times):
-                table = self._parse(block.data, scales, iso_times)
+            for time_form in sorted(_TIME_FORMS, key=lambda form: form != self._time_form):
+                table = self._parse(block.data, scales, time_form)
                 if table is not None:
                     parsed = self._convert(table, scales)
-                    self._iso_times = iso_times
+                    self._time_form = time_form
                     if scales is not self._scales:
                         self._learn(parsed.batch)
                     return parsed
         raise _Doubt
 
-    def _parse(self, data: bytes, scales: dict[str, int], iso_times: bool) -> Any:
+    def _parse(self, data: bytes, scales: dict[str, int], time_form: str) -> Any:
         pa = arrow()
-        time_type = pa.timestamp("ns", "UTC") if iso_times else pa.int64()
+        time_type = {
+            "integer": pa.int64(),
+            "iso": pa.timestamp("ns", "UTC"),
+            "fraction": pa.decimal128(SAFE_DIGITS - _FRACTION_DIGITS, _FRACTION_DIGITS),
+        }[time_form]
         types = {
             "time": time_type,
             "close_time": time_type,
@@ -146,6 +153,8 @@ def _may_be_hexadecimal(data: bytes) -> bool:
 def _times(column: Any) -> Ints:
     if arrow().types.is_timestamp(column.type):
         return column.cast(arrow().int64()).to_numpy()  # type: ignore[no-any-return]
+    if arrow().types.is_decimal(column.type):
+        return _seconds(_decimals(column, _FRACTION_DIGITS))
     raw: Ints = column.to_numpy()
     if not len(raw):
         return raw
@@ -159,6 +168,15 @@ def _times(column: Any) -> Ints:
     if not bool(np.logical_or.reduce(within).all()):
         raise _Doubt
     return np.select(within, [raw * unit for unit in UNITS])
+
+
+def _seconds(values: Decimals) -> Ints:
+    """Return ns for seconds with a fraction; other units are left to the careful reader."""
+    times = values.mantissa
+    in_range = (times >= EARLIEST) & (times < LATEST)
+    if values.scale != _FRACTION_DIGITS or not bool(in_range.all()):
+        raise _Doubt
+    return times
 
 
 def _decimals(column: Any, scale: int) -> Decimals:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tardisd.errors import DataError
 from tardisd.market.columns import SCHEMAS
-from tardisd.market.series import Series
+from tardisd.market.series import SPOT, Series, Symbol
 from tardisd.plugins.format import ROLES, FileFormat, Layout, Sample
 
 SAMPLE_ROWS = 20
@@ -54,16 +54,24 @@ def choose_format(sample: Sample, series: Series, formats: Sequence[FileFormat])
             (format_, layout)
             for format_ in usable
             if bool(format_.exchanges) == rank and kind in format_.kinds
-            if (layout := format_.match(sample, kind)) is not None
+            if (layout := _match(format_, sample, kind)) is not None
         ]
         if len(found) > 1:
             names = " and ".join(sorted(format_.name for format_, _ in found))
             raise DataError(f"formats {names} both claim this file", file=sample.file_name)
         for format_, layout in found:
             _check_layout(format_, layout, kind)
+            _check_origin(sample, layout, series)
             _check_symbol(sample, layout, series)
             return _recipe(sample, format_, layout, kind)
     raise DataError(_unknown(sample, series, usable, formats), file=sample.file_name)
+
+
+def _match(format_: FileFormat, sample: Sample, kind: str) -> Layout | None:
+    try:
+        return format_.match(sample, kind)
+    except DataError as error:
+        raise DataError(error.reason, file=sample.file_name) from None
 
 
 def _unknown(
@@ -72,7 +80,7 @@ def _unknown(
     kind = series.data_type.kind
     for format_ in sorted(usable, key=lambda f: not f.exchanges):
         for other in sorted(format_.kinds - {kind}):
-            if format_.match(sample, other) is not None:
+            if _match(format_, sample, other) is not None:
                 name = "candle_<interval>" if other == "candle" else other
                 return (
                     f"looks like {format_.name} ({other}), not like {kind} data;"
@@ -80,7 +88,7 @@ def _unknown(
                 )
     for format_ in formats:
         for other in sorted(format_.kinds):
-            if format_ not in usable and format_.match(sample, other) is not None:
+            if format_ not in usable and _match(format_, sample, other) is not None:
                 venues = ", ".join(sorted(format_.exchanges))
                 return (
                     f"looks like {format_.name} ({other}) of {venues}, not of {series.exchange};"
@@ -111,6 +119,24 @@ def _check_layout(format_: FileFormat, layout: Layout, kind: str) -> None:
         )
 
 
+def _check_origin(sample: Sample, layout: Layout, series: Series) -> None:
+    symbol = series.symbol
+    if layout.exchange not in (None, series.exchange):
+        raise DataError(
+            f"the file is of {layout.exchange}, but the series is {series};"
+            f" import it with exchange {layout.exchange}",
+            file=sample.file_name,
+        )
+    if layout.market not in (None, symbol.kind):
+        pair = f"{symbol.base}/{symbol.quote}"
+        other = pair if layout.market == SPOT else f"{pair}:{symbol.quote}"
+        raise DataError(
+            f"the file is of the {layout.market} market, but the series is {series};"
+            f" import it with symbol {other}",
+            file=sample.file_name,
+        )
+
+
 def _check_symbol(sample: Sample, layout: Layout, series: Series) -> None:
     stated = layout.venue_id
     if stated is None or same_symbol(stated, series):
@@ -126,6 +152,9 @@ def same_symbol(text: str, series: Series) -> bool:
     """Tell whether a venue's or vendor's spelling means the symbol of the series."""
     symbol = series.symbol
     pair = f"{symbol.base}{symbol.quote}"
+    other = Symbol(symbol.base, symbol.quote, None if symbol.settle else symbol.quote)
+    if text.upper() == other.venue_id(series.exchange) != symbol.venue_id(series.exchange):
+        return False  # where spot and swap have ids of their own, the one is not the other
     known = {pair, *(f"{pair}{tail}" for tail in (symbol.settle, "SWAP", "PERP") if tail)}
     return _plain(text) in {_plain(name) for name in (*known, symbol.venue_id(series.exchange))}
 

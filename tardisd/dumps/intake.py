@@ -8,6 +8,7 @@ in threads, reading and parsing side by side.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from decimal import Decimal
 from itertools import islice
 from typing import BinaryIO, TypeVar
 
@@ -35,8 +36,15 @@ ItemT = TypeVar("ItemT")
 class Intake:
     """The files of one import on their way into the spool, and out of it."""
 
-    def __init__(self, series: Series, spool: Spool, formats: Sequence[FileFormat]) -> None:
+    def __init__(
+        self,
+        series: Series,
+        spool: Spool,
+        formats: Sequence[FileFormat],
+        contract_size: Decimal | None = None,
+    ) -> None:
         self.series = series
+        self.contract_size = contract_size
         self.spool = spool
         self.formats = formats
         self.readers: list[FileReader] = []
@@ -48,7 +56,7 @@ class Intake:
     ) -> None:
         """Read one file into the spool; `before` is how far the import has come."""
         row = sum(reader.rows for reader in self.readers)
-        reader = FileReader(name, raw, self.series, self.formats, row)
+        reader = FileReader(name, raw, self.series, self.formats, row, self.contract_size)
         self.readers.append(reader)
 
         def blocks() -> Generator[tuple[Block, int], None, None]:
@@ -133,7 +141,8 @@ class Intake:
         first, second = conflict.rows
         reader, other = self._reader_of(second), self._reader_of(first)
         line, _ = other.locate(first)
-        where = f"line {line}" if other is reader else f"{other.name}, line {line}"
+        place = f"{other.unit} {line}"
+        where = place if other is reader else f"{other.name}, {place}"
         message = f"{conflict.message} ({where})"
         return reader.error(message, conflict.column, *reader.locate(second))
 

@@ -41,6 +41,9 @@ class Block:
 class Source:
     """One open file as text. Use from one thread at a time."""
 
+    unit = "line"
+    floats: frozenset[str] = frozenset()
+
     def __init__(
         self, name: str, raw: BinaryIO, text: IO[bytes] | gzip.GzipFile, member: str | None
     ) -> None:
@@ -67,6 +70,7 @@ class Source:
             self._rest += data
         if self._rest.startswith(_BOM):
             self._rest = self._rest[len(_BOM) :]
+        self._rest = _with_readable_header(self._rest)
         if not self._rest.strip():
             raise DataError("the file is empty", file=self.name)
         head = self._rest[:SAMPLE_BYTES]
@@ -135,6 +139,21 @@ class Source:
             file=self.name,
             line=self._line + text.count(b"\n", 0, at),
         )
+
+
+def _with_readable_header(text: bytes) -> bytes:
+    """Return the text, its first line in UTF-8 where it is in GBK, as in old Chinese dumps."""
+    line, newline, rest = text.partition(b"\n")
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        try:
+            header = line.decode("gbk")
+        except UnicodeDecodeError:
+            return text
+        if rest.isascii() and header.rstrip("\r").isprintable():
+            return header.encode() + newline + rest
+    return text
 
 
 def file_size(name: str, raw: BinaryIO) -> int:

@@ -9,8 +9,8 @@ part beyond int64, are refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from dataclasses import dataclass, replace
+from decimal import Context, Decimal, InvalidOperation
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ Bools = NDArray[np.bool_]
 DIGITS = 18
 POWERS = tuple(10**n for n in range(DIGITS + 1))
 _INT64_MAX = 2**63 - 1
+_EXACT = Context(prec=120)
 
 
 def check_decimal(text: str) -> Decimal:
@@ -143,6 +144,26 @@ class Decimals:
         if not drop:
             return self
         return Decimals(mantissa // POWERS[drop], scale - drop, None, self.present)
+
+    def times(self, factor: Decimal) -> Decimals:
+        """Return the values multiplied; ValueError when a product cannot be kept exactly."""
+        sign, digits, exponent = factor.as_tuple()
+        if sign or not isinstance(exponent, int):
+            raise ValueError(f"{factor} is not a factor")
+        number = int("".join(map(str, digits))) * 10 ** max(exponent, 0)
+        column = self.reduced()
+        scale = column.scale + max(-exponent, 0)
+        if column.fraction is None and scale <= DIGITS and 0 < number <= _INT64_MAX:
+            limit = _INT64_MAX // number
+            if not len(self) or int(np.abs(column.mantissa).max()) <= limit:
+                return Decimals(column.mantissa * number, scale, None, self.present)
+        # Python's integers have room for what is left; zeros stand where a value is absent.
+        whole, fraction = self.parts()
+        texts = [
+            str(_EXACT.multiply(_EXACT.scaleb(Decimal(w * POWERS[DIGITS] + f), -DIGITS), factor))
+            for w, f in zip(whole.tolist(), fraction.tolist(), strict=True)
+        ]
+        return replace(Decimals.of(texts), present=self.present)
 
     def texts(self) -> list[str | None]:
         """Return decimal text per value, without insignificant zeros; None where absent."""

@@ -199,7 +199,11 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """What a venue says of one symbol. Sizes are exact decimal text, times ns or None."""
+    """What a venue says of one symbol. Sizes are exact decimal text, times ns or None.
+
+    `extra["contract_size"]` is how much of the base asset one contract of a swap is, where the
+    venue counts contracts.
+    """
 
     exchange: str
     symbol: Symbol

@@ -47,7 +47,10 @@ class Layout:
     `archive` marks a venue's own dump: time between its first and last row is known, also where
     it has no row; of any other file only the runs of adjacent candles are. `covers` is the span
     (ns) that the file name states, when it does: it counts as covered when all rows lie in it.
-    `venue_id` is the venue's id of the symbol, when the file name states it.
+    `venue_id` is the venue's id of the symbol, when the file name states it. `exchange` and
+    `market` (`spot` or `swap`) are what the content says it is of; a file of another is refused.
+    `contracts` are the fields that count contracts where the symbol is a swap: the core turns them
+    into the base asset, by the instrument's `contract_size`.
     """
 
     columns: tuple[str, ...]
@@ -56,6 +59,9 @@ class Layout:
     labels: tuple[str, ...] = ()
     archive: bool = False
     venue_id: str | None = None
+    exchange: str | None = None
+    market: str | None = None
+    contracts: frozenset[str] = frozenset()
 
 
 class FileFormat:
@@ -73,6 +79,7 @@ class FileFormat:
         """Return the layout when the file is of this format and kind, else None.
 
         Decide by content; a file's name only helps. A bad row among good ones is no reason to say
-        None: the core then names its line.
+        None: the core then names its line. Raises DataError for a file that is known, and known
+        not to be importable.
         """
         raise NotImplementedError

@@ -1,11 +1,13 @@
-"""Write the rows of a series to an open file, as CSV or NDJSON; reads them batch by batch.
+"""Write the rows of a series to an open file: CSV, NDJSON or Parquet; reads them batch by batch.
 
-CSV comes back through `data import` as the same rows. Encoding and writing run in threads.
+CSV and Parquet come back through `data import` as the same rows. Encoding and writing run in
+threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO, Literal
 
 import trio
@@ -16,6 +18,7 @@ from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd.plugins.storage import Storage
 from tardisd.progress import Progress
+from tardisd.transfer.parquet import ParquetTable
 from tardisd.wire.text import csv_header, encode_batch
 
 
@@ -24,7 +27,7 @@ async def export_series(
     span: Span,
     storage: Storage,  # type: ignore[type-arg]
     out: BinaryIO,
-    form: Literal["csv", "ndjson"],
+    form: Literal["csv", "ndjson", "parquet"],
     progress: Callable[[Progress], None],
 ) -> int:
     """Write the rows that lie wholly in `span` (candles by open and close); return how many.
@@ -35,23 +38,32 @@ async def export_series(
     if series.data_type.kind not in SCHEMAS:
         raise RequestError("bad_request", f"{series.data_type} cannot be exported yet")
     rows = 0
+    table: ParquetTable | None = None
+    if form == "parquet":
+        table = await trio.to_thread.run_sync(ParquetTable, series, partial(_write, out))
+    elif form == "csv":
+        await trio.to_thread.run_sync(_write, out, csv_header(series))
 
     def write(batch: Batch) -> None:
-        _write(out, encode_batch(batch, form, rows + 1))
+        if form == "parquet":
+            assert table is not None
+            table.add(batch)
+        else:
+            _write(out, encode_batch(batch, form, rows + 1))
 
-    if form == "csv":
-        await trio.to_thread.run_sync(_write, out, csv_header(series))
     async with storage.read(series, span) as batches:
         async for batch in batches:
             whole = batch.within(span)
             await trio.to_thread.run_sync(write, whole)
             rows += len(whole)
             progress(Progress(rows, 0, "rows", "writing"))
+    if table is not None:
+        await trio.to_thread.run_sync(table.finish)
     await trio.to_thread.run_sync(_flush, out)
     return rows
 
 
-def _write(out: BinaryIO, data: bytes) -> None:
+def _write(out: BinaryIO, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     try:
         while rest:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tardisd.market.decimals import Decimals, check_decimal
 
 MOST = 2**63 - 1
-EXACT = Context(prec=60)
+EXACT = Context(prec=120)
 whole_parts = st.integers(-MOST, MOST) | st.integers(-1000, 1000)
 fractions = st.text("0123456789", max_size=18)
 texts = st.builds(
@@ -155,3 +155,27 @@ def test_scientific_notation_is_exact(text):
 def test_any_text_is_a_decimal_or_a_value_error(text):
     with suppress(ValueError):
         assert check_decimal(text).is_finite()
+
+
+@given(
+    columns,
+    st.decimals(0, 10**6, allow_nan=False, allow_infinity=False)
+    | st.sampled_from([Decimal("0.01"), Decimal("1e3"), Decimal("1e30"), Decimal("1e-18")]),
+)
+def test_products_are_exact_or_refused(values, factor):
+    expected = [None if v is None else EXACT.multiply(Decimal(v), factor) for v in values]
+    try:
+        for product in expected:
+            check_decimal("0" if product is None else str(product))
+    except ValueError:
+        with pytest.raises(ValueError, match="exact|digits|factor"):
+            Decimals.of(values).times(factor)
+        return
+    product = Decimals.of(values).times(factor)
+    assert [exact(text) for text in product.texts()] == expected
+
+
+@pytest.mark.parametrize("factor", ["-1", "nan", "inf"])
+def test_only_plain_factors_multiply(factor):
+    with pytest.raises(ValueError, match="not a factor"):
+        Decimals.of(["1"]).times(Decimal(factor))

@@ -122,3 +122,17 @@ def test_fast_reader_takes_plain_rows_itself(numbers, data):
     table[at] = (*table[at][:1], "1." + "0" * 11 + "7", *table[at][2:])
     parsed = reader._read_fast(Block(text_of(table), 1))
     assert rows(parsed.batch)[at][1] == Decimal("1.000000000007")
+
+
+@given(st.lists(st.integers(0, 10**13), min_size=2, max_size=20), st.integers(1, 9))
+def test_fast_reader_takes_seconds_with_a_fraction(offsets, digits):
+    """Bybit's dumps have them, by the million."""
+    step = 10 ** (9 - digits)
+    expected = [MS * 10**6 + offset // step * step for offset in offsets]
+    expected[0] += step  # one fraction at least, or they are plain integers
+    texts = [f"{ts // 10**9}.{ts % 10**9:09d}".rstrip("0").rstrip(".") for ts in expected]
+    table = [(str(at), "1", "1", "", text, "buy", "BTCUSDT") for at, text in enumerate(texts)]
+    reader = BlockReader(recipe(0), TRADES, "f")
+    for _ in range(2):
+        parsed = reader._read_fast(Block(text_of(table), 1))
+        assert parsed.batch.ts_event.tolist() == expected
