@@ -5,6 +5,8 @@ Every pause, resume and speed change anchors it anew, so drift never adds up.
 
 from __future__ import annotations
 
+import math
+
 from tardisd.market.time import SECOND
 from tardisd.plugins.sessions import Speed
 
@@ -45,12 +47,18 @@ class ReplayClock:
         return self._market + round((wall - self._wall) * self._speed * SECOND)
 
     def wall(self, market: int) -> float:
-        """Return the wall time at which `market` (ns) is reached; now-or-never speeds give -inf."""
+        """Return the wall time at which `market` (ns) is reached: -inf unpaced, inf while halted.
+
+        At that time it is: who sleeps until then never finds the clock a rounding short of it.
+        """
         if self._speed == "max":
-            return float("-inf")
+            return -math.inf
         if not self._running:
-            return float("inf")
-        return self._wall + (market - self._market) / (self._speed * SECOND)
+            return math.inf
+        wall = self._wall + (market - self._market) / (self._speed * SECOND)
+        while self.market(wall) < market:
+            wall = math.nextafter(wall, math.inf)
+        return wall
 
     def anchor(self, market: int, wall: float) -> None:
         """Stand at `market` (ns) as of `wall`, and go on from there."""

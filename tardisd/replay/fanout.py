@@ -125,8 +125,8 @@ class Follower:
         if weight := _weight(item):
             self._ticks -= weight
             self.last_seq = _first_seq(item) + weight - 1
-            if self.full_since is not None and self.has_room:
-                self.full_since = None
+            if self.full_since is not None:  # it reads, if slowly: its time starts again
+                self.full_since = None if self.has_room else trio.current_time()
                 self._poke()
         return item
 
