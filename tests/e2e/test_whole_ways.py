@@ -192,7 +192,8 @@ def test_coverage_gaps_and_deletion(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_a_backfill_run_twice_fetches_nothing_more(daemon: Daemon) -> None:
     series = ["synthetic:BTC/USDT@candle_1m", "synthetic:BTC/USDT@trade"]
-    words = ["backfill", "run", *series, "--from", "2024-03-01", "--to", "2024-03-01T06:00:00Z"]
+    words = ["backfill", "run", *series, "--wait"]
+    words += ["--from", "2024-03-01", "--to", "2024-03-01T06:00:00Z"]
     first = daemon.json(*words)["results"]
     assert [one["complete"] for one in first] == [True, True]
     assert first[0]["added"] == 360
