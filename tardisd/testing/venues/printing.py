@@ -155,9 +155,11 @@ class Rows:
             parts.append(text[offsets[low] : offsets[high]])
         return b"".join(parts)
 
-    def printed(self, batch: Batch) -> bytes:
-        """Return the rows of another batch of the series, in its order."""
-        return print_rows(self._printer(batch), len(batch))[0] if len(batch) else b""
+    def printed(self, batch: Batch, printer: Printer | None = None) -> bytes:
+        """Return the rows of another batch of the series, in its order; nothing is kept."""
+        if not len(batch):
+            return b""
+        return print_rows((printer or self._printer)(batch), len(batch))[0]
 
     def _block(self, block: int) -> tuple[bytes, Ints]:
         kept = self._blocks.get(block)

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
+
 import numpy as np
 
 from tardisd.market.columns import Batch, closes
 from tardisd.market.decimals import Decimals
 from tardisd.testing.venues.faults import Change
-from tardisd.testing.venues.printing import Printer, Rows, tidied
+from tardisd.testing.venues.printing import Piece, Printer, Rows, tidied
+
+
+class LivePrinter(Protocol):
+    """Prints rows as they are at a time (ns)."""
+
+    def __call__(self, batch: Batch, *, now: int) -> Sequence[Piece]: ...
 
 
 class Shelf:
     """The rows of one series, in order of time; what lies ahead of the venue's clock is hidden.
 
     A candle that is still open shows with what it would have so far: a part of its volume, and
-    no more of its prices than the first.
+    no more of its prices than the first. Where open candles are printed otherwise, `live` prints
+    rows as they are at a time; closed rows alone are left to `printer`, and kept.
     """
 
-    def __init__(self, batch: Batch, printer: Printer, *, backward: bool = False) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        printer: Printer,
+        *,
+        backward: bool = False,
+        live: LivePrinter | None = None,
+    ) -> None:
         self.batch = batch
+        self._live = live
         self._rows = Rows(batch, printer, backward=backward)
         self._backward = backward
 
@@ -43,7 +62,8 @@ class Shelf:
             batch = Batch.concat([batch[:-1], provisional(batch[-1:], now)])
         if change is not None:
             batch = change(batch)
-        return self._rows.printed(batch[::-1] if self._backward else batch)
+        printer = None if self._live is None else partial(self._live, now=now)
+        return self._rows.printed(batch[::-1] if self._backward else batch, printer)
 
     def _is_open(self, row: int, now: int) -> bool:
         interval = self.batch.series.data_type.interval
