@@ -28,7 +28,11 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class Damaged(PluginError):
-    """Raised when a downloaded file is not what its checksum says; it has been removed."""
+    """Raised when a downloaded file is not what its checksum says; it stands at `path`."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +72,11 @@ async def download(
         await _fetch(transfer, weight)
         found = await trio.to_thread.run_sync(_digest, transfer.part)
         if sha256 is not None and found != sha256.lower():
+            damaged = transfer.part.replace(_beside(target, ".damaged"))
             transfer.forget()
             raise Damaged(
-                f"{client.base_url}{path}: its SHA-256 is {found}, the venue says {sha256.lower()}"
+                f"{client.base_url}{path}: its SHA-256 is {found}, the venue says {sha256.lower()}",
+                damaged,
             )
         size = await transfer.size()
         transfer.part.replace(target)
@@ -192,7 +198,9 @@ class _Transfer:
                     pieces.append(piece)
                     held += len(piece)
                     if held >= _PIECE_BYTES:
-                        await trio.to_thread.run_sync(_append, file, b"".join(pieces))
+                        # Cancelled here, the answer would be left half read and not closed.
+                        with trio.CancelScope(shield=True):
+                            await trio.to_thread.run_sync(_append, file, b"".join(pieces))
                         done += held
                         pieces, held = [], 0
                         self._progress(done, self._total)

@@ -132,12 +132,12 @@ async def test_a_file_that_became_shorter_begins_anew(tmp_path):
     assert rig.requests[-1].headers.get("range") is None
 
 
-async def test_a_wrong_checksum_leaves_nothing(tmp_path):
+async def test_a_wrong_checksum_leaves_the_evidence(tmp_path):
     rig = Rig(tmp_path)
     async with rig.client() as client:
         with pytest.raises(Damaged, match=f"its SHA-256 is {SHA}, the venue says 00"):
             await download(client, "/x.zip", rig.target, sha256="00" * 32)
-    assert rig.left() == []
+    assert rig.left() == ["x.zip.damaged"]
 
 
 async def test_what_is_not_there(tmp_path):

@@ -1,0 +1,107 @@
+"""Candles page by page over REST: closed ones only, every hole asked for twice; stores nothing.
+
+Pages end where a candle closes. A short page is no end of the data, only an empty one is, and that
+is believed when a question without an end brings nothing either.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import trio
+
+from tardisd.errors import PluginError
+from tardisd.market.columns import Batch, closes
+from tardisd.market.decimals import Ints
+from tardisd.market.series import Series
+from tardisd.market.span import Span
+from tardisd.market.time import Interval
+from tardisd.plugins.exchange import Page
+
+from .rest import Rest, merged
+
+SOURCE = "REST klines"
+_TRIES = 4  # of an answer that another contradicts
+_MOST_HOLES = 20  # asked for again per page; where more are missing, the venue was down a lot
+
+
+class CandlePager:
+    """The candles of `span`, page by page. `span` ends at or before the venue's clock."""
+
+    def __init__(self, rest: Rest, series: Series, span: Span) -> None:
+        interval = series.data_type.interval
+        assert interval is not None
+        self._rest = rest
+        self._series = series
+        self._interval = interval
+        self._cursor = span.start
+        self._end = span.end
+
+    async def next(self) -> Page | None:
+        """Return the next page, None after the last."""
+        if self._cursor >= self._end:
+            return None
+        for _ in range(_TRIES):
+            span = Span(self._cursor, self._end)
+            batch = await self._rest.klines(self._series, span.start, span.end)
+            if len(batch):
+                batch, end = await self._complete(batch, span)
+                break
+            # An empty answer would cover all the rest: it must not be a slip.
+            ahead = await self._rest.klines(self._series, span.start, limit=1)
+            if not len(ahead) or int(ahead.ts_event[0]) >= span.end:
+                end = span.end
+                break
+        else:
+            raise PluginError(
+                f"binance answers emptily for {self._series} {span}, where it has candles;"
+                " try again later"
+            )
+        self._cursor = end
+        return Page(tidy(batch), Span(span.start, end), source=SOURCE)
+
+    async def _complete(self, batch: Batch, span: Span) -> tuple[Batch, int]:
+        """Return a page's candles with what its holes hide, and where it ends."""
+        end = _page_end(batch.ts_event, self._interval, span)
+        found = [batch[batch.ts_event < end]]
+        for hole in candle_holes(found[0].ts_event, self._interval, Span(span.start, end)):
+            cursor = hole.start
+            while cursor < hole.end:
+                hidden = await self._rest.klines(self._series, cursor, hole.end)
+                if not len(hidden):
+                    break
+                found.append(hidden)
+                cursor = _next_open(hidden.ts_event, self._interval)
+        if len(found) > 1:
+            return await trio.to_thread.run_sync(merged, found), end
+        return found[0], end
+
+
+def candle_holes(opens: Ints, interval: Interval, span: Span) -> list[Span]:
+    """Return the first stretches of `span` up to its last candle that have none."""
+    ends = np.concatenate([[span.start], closes(opens, interval)])
+    np.maximum.accumulate(ends, out=ends)
+    at = np.flatnonzero(opens > ends[:-1])[:_MOST_HOLES]
+    return [Span(int(ends[i]), int(opens[i])) for i in at]
+
+
+def tidy(batch: Batch) -> Batch:
+    """Return the batch with every column at its smallest scale."""
+    fields = {name: column.reduced() for name, column in batch.fields.items()}
+    return Batch(batch.series, batch.ts_event, fields, batch.ids, batch.sides)
+
+
+def _next_open(opens: Ints, interval: Interval) -> int:
+    return int(closes(opens[-1:], interval)[0])
+
+
+def _page_end(opens: Ints, interval: Interval, span: Span) -> int:
+    """Return where a page ends: at a close, or before a last candle that is off the grid.
+
+    After an outage Binance's candles may open some seconds late, and the next ones on the grid
+    again: a cut after a late one could lose its successor.
+    """
+    last = int(opens[-1])
+    aligned = interval.floor(last)
+    if aligned != last and span.start < aligned:
+        return aligned
+    return min(max(_next_open(opens, interval), span.start + 1), span.end)
