@@ -2,6 +2,7 @@
 
     outer      signals, watchdog, control server (answers until the very end)
     └ instances  one task per configured plugin
+      ├ backfills  one task per job, and one per rule that begins them
       └ sessions   one nursery per session, with a task per sink
 
 Nothing is decided here but the order in which things start and stop.
@@ -18,6 +19,8 @@ from contextlib import asynccontextmanager
 import trio
 
 from tardisd import log as logs
+from tardisd.backfill.jobs import JobBook
+from tardisd.backfill.rules import rules_running
 from tardisd.config.model import Config
 from tardisd.control.server import serve_control
 from tardisd.control.services import InstanceState, Services
@@ -30,6 +33,7 @@ from tardisd.replay.manager import SessionLimits, SessionManager
 from tardisd.state import State
 from tardisd.supervise import describe, innermost
 from tardisd.systemd import Notifier
+from tardisd.venue.book import BudgetBook
 from tardisd.wall import wall_ns
 
 log = Log("tardisd.daemon")
@@ -72,16 +76,18 @@ class Daemon:
             state.close()
         log.info("stopped")
 
-    def _build(self, sessions: SessionManager) -> None:
+    def _build(self, sessions: SessionManager, budgets: BudgetBook) -> None:
         for kind in _START_ORDER:
             for name, one in self._config.instances[kind].items():
-                context = Context(name, self._config.daemon.data_dir, sessions)
+                data_dir = self._config.daemon.data_dir
+                context = Context(name, data_dir, sessions, budgets.page())
                 self._instances.append(Instance(kind, name, one.cls(one.options, context)))
 
     async def _serve(self, outer: trio.Nursery, state: State) -> None:
         daemon = self._config.daemon
         storages: dict[str, object] = {}
         sinks: dict[str, object] = {}
+        exchanges: dict[str, object] = {}
         sessions = SessionManager(
             storages,  # type: ignore[arg-type]
             self._config.default_storage,
@@ -96,14 +102,18 @@ class Daemon:
         for record in self._config.registry.plugins:
             if record.state == "failed":
                 log.warning("plugin failed", plugin=record.name, reason=record.reason)
-        self._build(sessions)
+        self._build(sessions, BudgetBook(state))
         storages.update(of_kind(self._instances, "storage"))
         sinks.update(of_kind(self._instances, "sink"))
-        services = self._services(sessions)
+        exchanges.update(of_kind(self._instances, "exchange"))
+        backfills = JobBook(storages, exchanges, state)  # type: ignore[arg-type]
+        services = self._services(sessions, backfills)
         await outer.start(serve_control, daemon.control_socket, services)
         async with (
             self._running("storage"),
             self._running("exchange"),
+            backfills.run(),
+            rules_running(backfills, self._config.backfills.values()),
             sessions.run(),
             self._running("analyzer"),
             self._running("sink"),
@@ -113,6 +123,7 @@ class Daemon:
             await self._stop.wait()
             self._notifier.send(stopping=1, status="stopping")
             outer.cancel_scope.deadline = trio.current_time() + daemon.shutdown_secs
+            await backfills.end_all()
             await services.jobs.end_all()
             await sessions.end_all()
 
@@ -128,10 +139,11 @@ class Daemon:
             for one in mine:
                 one.stop()
 
-    def _services(self, sessions: SessionManager) -> Services:
+    def _services(self, sessions: SessionManager, backfills: JobBook) -> Services:
         return Services(
             config=self._config,
             sessions=sessions,
+            backfills=backfills,
             storages=of_kind(self._instances, "storage"),
             exchanges=of_kind(self._instances, "exchange"),
             instances=lambda: [

@@ -1,4 +1,4 @@
-"""What the daemon itself remembers across restarts: sessions that have been; no market data.
+"""What the daemon itself remembers across restarts: sessions, backfill jobs, bans; no market data.
 
 One small SQLite file in the data folder, made with sqlite-utils. Losing it loses no data.
 """
@@ -6,7 +6,7 @@ One small SQLite file in the data folder, made with sqlite-utils. Losing it lose
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,6 @@ import msgspec
 import sqlite_utils
 
 from tardisd.errors import StorageError, StorageNewer
-
-VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +28,40 @@ class SessionRecord:
     status: str
     ended_at: int | None = None
     end: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A backfill job: what `tardisd.backfill` needs to show it, and to go on with it."""
+
+    job_id: int
+    rule: str | None
+    ended: bool
+    details: dict[str, Any]
+
+
+def _make_sessions(database: sqlite_utils.Database) -> None:
+    columns = {
+        "session_id": str,
+        "request": str,
+        "created_at": int,
+        "status": str,
+        "ended_at": int,
+        "end": str,
+    }
+    # The first version did not yet make its tables and its number in one step.
+    database.table("sessions").create(columns, pk="session_id", if_not_exists=True)
+
+
+def _make_jobs(database: sqlite_utils.Database) -> None:
+    jobs = {"job_id": int, "rule": str, "ended": int, "details": str}
+    database.table("jobs").create(jobs, pk="job_id", not_null={"ended", "details"})
+    bans = {"venue": str, "until": int, "reason": str}
+    database.table("bans").create(bans, pk="venue", not_null={"until", "reason"})
+
+
+MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (_make_sessions, _make_jobs)
+VERSION = len(MIGRATIONS)
 
 
 class State:
@@ -48,20 +80,21 @@ class State:
                     f"{path} was written by a newer tardisd (version {version}, this one knows"
                     f" {VERSION}); upgrade tardisd, or move the file away to start without it"
                 )
-            sqlite_utils.Database(self._connection).create_table(
-                "sessions",
-                {
-                    "session_id": str,
-                    "request": str,
-                    "created_at": int,
-                    "status": str,
-                    "ended_at": int,
-                    "end": str,
-                },
-                pk="session_id",
-                if_not_exists=True,
-            )
+            if version < VERSION:
+                self._migrate(version)
+
+    def _migrate(self, version: int) -> None:
+        """Bring the tables to `VERSION`, all steps in one transaction."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for step in MIGRATIONS[version:]:
+                step(sqlite_utils.Database(self._connection))
             self._connection.execute(f"PRAGMA user_version = {VERSION}")
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -103,6 +136,43 @@ class State:
             )
             for session_id, request, created_at, status, ended_at, end in rows
         ]
+
+    def put_job(self, record: JobRecord) -> None:
+        """Remember a backfill job, replacing what is known of the same id."""
+        details = msgspec.json.encode(record.details).decode()
+        row = (record.job_id, record.rule, int(record.ended), details)
+        with self._named_errors():
+            self._connection.execute("INSERT OR REPLACE INTO jobs VALUES (?,?,?,?)", row)
+
+    def forget_job(self, job_id: int) -> None:
+        """Forget a backfill job."""
+        with self._named_errors():
+            self._connection.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+
+    def jobs(self) -> list[JobRecord]:
+        """Return all backfill jobs remembered, oldest first."""
+        with self._named_errors():
+            rows = self._connection.execute(
+                "SELECT job_id, rule, ended, details FROM jobs ORDER BY job_id"
+            ).fetchall()
+        return [
+            JobRecord(job_id, rule, bool(ended), msgspec.json.decode(details))
+            for job_id, rule, ended, details in rows
+        ]
+
+    def banned_until(self, venue: str) -> int | None:
+        """Return the wall time (ns) until which a venue has banned this address, if it has."""
+        with self._named_errors():
+            row = self._connection.execute(
+                "SELECT until FROM bans WHERE venue = ?", (venue,)
+            ).fetchone()
+        return None if row is None else int(row[0])
+
+    def remember(self, venue: str, until: int, reason: str) -> None:
+        """Remember a venue's ban until a wall time (ns); one per venue is kept."""
+        row = (venue, until, reason)
+        with self._named_errors():
+            self._connection.execute("INSERT OR REPLACE INTO bans VALUES (?,?,?)", row)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

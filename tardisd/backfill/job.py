@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from tardisd.backfill.plan import missing_spans
-from tardisd.errors import DataError, PluginError
+from tardisd.errors import DataError, PluginError, RequestError
 from tardisd.market.check import check_batch
 from tardisd.market.series import Series
 from tardisd.market.span import Gap, Span
@@ -21,6 +21,10 @@ from tardisd.market.time import format_time
 from tardisd.plugins.exchange import Exchange, Page
 from tardisd.plugins.storage import Appended, Storage
 from tardisd.progress import Progress
+
+
+class ContractBroken(PluginError):
+    """Raised when an exchange plugin gives what was not asked for; trying again would not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +44,19 @@ async def run_backfill(
     exchange: Exchange[Any],
     storage: Storage[Any],
     progress: Callable[[Progress], None],
+    *,
+    stored: Callable[[Appended], None] = lambda _: None,
+    again: int = 1,
 ) -> BackfillResult:
     """Fetch and store what `storage` does not have of `span`; progress counts ns of market time.
 
-    Raises what the exchange raises (RequestError, PluginError), DataError for a page that fails its
-    checks, StorageError. What then is still missing of the span being fetched is recorded as a gap
-    with the cause `fetch_failed`.
+    `stored` hears of every page what it changed; the last `again` covered candles are asked for
+    anew where something follows them. Raises what the exchange raises (RequestError, PluginError),
+    DataError for a page that fails its checks, StorageError. What then is still missing of the span
+    being fetched is recorded as a gap with the cause `fetch_failed`, unless the venue was reached
+    and refused the request.
     """
-    missing = missing_spans(series, span, await storage.coverage(series))
+    missing = missing_spans(series, span, await storage.coverage(series), again=again)
     total = sum(part.length for part in missing)
     done, pages, rows = 0, 0, Appended()
     for part in missing:
@@ -56,11 +65,15 @@ async def run_backfill(
             async with exchange.fetch(series, part) as stream:
                 async for page in stream:
                     await _check(series, exchange, page, Span(cursor, part.end))
-                    rows += await storage.append(series, page)
+                    appended = await storage.append(series, page)
+                    stored(appended)
+                    rows += appended
                     pages, cursor = pages + 1, page.span.end
                     text = f"{series}: {rows.added:,} rows added"
                     progress(Progress(done + cursor - part.start, total, "ns", text))
-        except (PluginError, DataError):
+        except (PluginError, DataError, RequestError) as error:
+            if isinstance(error, RequestError) and error.code != "fetch_failed":
+                raise
             rest = (await storage.coverage(series)).gaps(Span(cursor, part.end))
             await storage.record_gaps(series, [Gap(gap, "fetch_failed") for gap in rest])
             raise
@@ -73,7 +86,7 @@ async def _check(series: Series, exchange: Exchange[Any], page: Page, rest: Span
     """Raise unless the page is what was due next, for `rest`, and its rows are sane."""
     due = page.span.start == rest.start and rest.start < page.span.end <= rest.end
     if not due or page.batch.series != series:
-        raise PluginError(
+        raise ContractBroken(
             f"exchange {exchange.name} broke its contract: it gave {page.batch.series} {page.span}"
             f" where the next page of {series} {rest} was due; report this to its author"
         )

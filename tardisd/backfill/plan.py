@@ -7,12 +7,12 @@ from tardisd.market.span import Coverage, Span
 from tardisd.market.time import EARLIEST, LATEST, Interval
 
 
-def missing_spans(series: Series, span: Span, coverage: Coverage) -> list[Span]:
+def missing_spans(series: Series, span: Span, coverage: Coverage, *, again: int = 1) -> list[Span]:
     """Return what of `span` is to be fetched, in order.
 
     Candles are asked for whole: their spans reach from an open to a close, even when `span` does
-    not. What continues the newest covered time begins with the last covered candle, because venues
-    revise recent ones. Nothing is returned when nothing is missing.
+    not. What continues the newest covered time begins with the last `again` covered candles (one at
+    least), because venues revise recent ones. Nothing is returned when nothing is missing.
     """
     interval = series.data_type.interval
     if interval is None:
@@ -22,8 +22,15 @@ def missing_spans(series: Series, span: Span, coverage: Coverage) -> list[Span]:
     missing = coverage.gaps(_whole(span, interval))
     hull = coverage.hull
     if missing and hull is not None and missing[-1].start == hull.end:
-        missing[-1] = Span(hull.end - 1, missing[-1].end)
+        recent = hull.end - 1 - (again - 1) * interval.nominal_ns
+        missing[-1] = Span(max(recent, hull.start), missing[-1].end)
     return list(Coverage(_whole(part, interval) for part in missing))
+
+
+def closed_before(series: Series, ts: int) -> int:
+    """Return the end (ns) of what can be complete when the venue's clock says `ts`."""
+    interval = series.data_type.interval
+    return ts if interval is None else interval.floor(ts)
 
 
 def _whole(span: Span, interval: Interval) -> Span:

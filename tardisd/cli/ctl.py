@@ -8,6 +8,7 @@ import click
 
 from tardisd import __version__
 from tardisd.cli import render
+from tardisd.cli.ctl_backfill import backfill
 from tardisd.cli.ctl_common import (
     Control,
     ControlGroup,
@@ -16,7 +17,7 @@ from tardisd.cli.ctl_common import (
     pass_control,
     refusals,
 )
-from tardisd.cli.ctl_data import backfill, data
+from tardisd.cli.ctl_data import data
 from tardisd.cli.ctl_series import series
 from tardisd.cli.ctl_session import session
 

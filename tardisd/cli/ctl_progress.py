@@ -35,7 +35,7 @@ class _Lines:
         if method != "progress" or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + LINE_EVERY_SECS
-        render.warn(f"{self._action}: {told(params)} {params.get('message', '')}".rstrip())
+        render.warn(f"{self._action}: {told(params)} {remark(params)}".rstrip())
 
 
 def told(params: Mapping[str, Any]) -> str:
@@ -44,6 +44,22 @@ def told(params: Mapping[str, Any]) -> str:
     done, total = params.get("done", 0), params.get("total", 0)
     parts = [_amount(done, unit)] if not total else [_amount(done, unit), _amount(total, unit)]
     return " of ".join(parts)
+
+
+def remark(params: Mapping[str, Any]) -> str:
+    """Return what else there is to say: rows, rate, time to go, limit used, why it waits."""
+    parts = [str(params.get("message") or "")]
+    if rows := params.get("rows_per_sec"):
+        parts.append(f"{rows:,.0f}/s")
+    done, total, pace = params.get("done", 0), params.get("total", 0), params.get("rate")
+    eta = params.get("eta_secs", (total - done) / pace if pace and total else None)
+    if eta:
+        parts.append(f"{as_length(max(1, round(eta)) * 1000)} to go")
+    if (used := params.get("limit_used")) is not None:
+        parts.append(f"limit {used:.0%} used")
+    if waiting_for := params.get("waiting_for"):
+        parts.append(str(waiting_for))
+    return ", ".join(part for part in parts if part)
 
 
 def _amount(value: int, unit: str) -> str:
@@ -62,7 +78,6 @@ def _bar(action: str) -> Iterator[OnNotification]:
         Progress,
         TaskProgressColumn,
         TextColumn,
-        TimeRemainingColumn,
     )
 
     columns = (
@@ -70,7 +85,6 @@ def _bar(action: str) -> Iterator[OnNotification]:
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[amount]}"),
-        TimeRemainingColumn(),
         TextColumn("{task.fields[message]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -83,7 +97,7 @@ def _bar(action: str) -> Iterator[OnNotification]:
                     completed=params.get("done", 0),
                     total=params.get("total") or None,
                     amount=told(params),
-                    message=str(params.get("message", "")),
+                    message=remark(params),
                 )
 
         yield show

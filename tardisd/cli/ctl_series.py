@@ -65,10 +65,11 @@ def series_list(control: Control, storage: str | None) -> None:
 def series_coverage(
     control: Control, name: str, start: str | None, end: str | None, storage: str | None
 ) -> None:
-    """Print the spans of a series that are known to be complete."""
+    """Print the spans of a series that are known to be complete, and a picture of its months."""
     params = given(series=name, start=start, end=end, storage=storage)
 
     def draw(found: Any) -> None:
+        render.strip([(month["month"], month["days"]) for month in found["months"]])
         rows = [
             (span["start"], span["end"], as_length(span["to"] - span["from"]))
             for span in found["spans"]
@@ -106,7 +107,7 @@ def series_gaps(
 
     def draw(found: Any) -> None:
         rows = [
-            (gap["start"], gap["end"], as_length(gap["to"] - gap["from"]), gap["cause"])
+            (gap["start"], gap["end"], as_length(gap["to"] - gap["from"]), _cause(gap))
             for gap in found["gaps"]
         ]
         render.table(("from", "to", "length", "cause"), rows)
@@ -115,6 +116,10 @@ def series_gaps(
     _warn_when_unknown(result)
     if result["truncated"]:
         render.warn("there are more gaps; name a span with --from and --to, or raise --limit")
+
+
+def _cause(gap: dict[str, Any]) -> str:
+    return f"{gap['cause']}: {gap['reason']}" if gap.get("reason") else str(gap["cause"])
 
 
 @series.command("delete")

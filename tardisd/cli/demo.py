@@ -124,7 +124,7 @@ def _fill(path: Path) -> None:
     series = [f"synthetic:{symbol}@{kind}" for symbol in SYMBOLS for kind in ("candle_1m", "trade")]
     render.warn(f"making {START[:13]}:00 to {END[11:16]} of {' and '.join(SYMBOLS)} (synthetic)")
     with ControlClient(path) as client, shown_progress("storing") as show:
-        params = {"series": series, "from": START, "to": END}
+        params = {"series": series, "from": START, "to": END, "wait": True}
         client.call("backfill.run", params, on_notification=show)
         client.call(
             "session.create",

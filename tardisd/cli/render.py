@@ -28,9 +28,14 @@ _CELL_COLORS = {
     "loaded": "green",
     "active": "green",
     "running": "green",
+    "finished": "green",
+    "ok": "green",
+    "cooling_down": "yellow",
+    "waiting": "yellow",
     "paused": "yellow",
     "unavailable": "yellow",
     "failed": "red",
+    "wrong": "red",
 }
 
 
@@ -63,6 +68,29 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     unlimited = console.options.update(max_width=10_000)
     console.width = max(console.width, Measurement.get(console, unlimited, drawn).maximum)
     console.print(drawn)
+
+
+def strip(months: Sequence[tuple[str, str]]) -> None:
+    """Print a line per month: `#` a full day, `+` a part of one, `.` none, with a legend.
+
+    On a terminal the days are coloured blocks.
+    """
+    if not months:
+        return
+    draw = _colored_days if sys.stdout.isatty() else str
+    click.echo(" " * 8 + "1   5    10   15   20   25   30")
+    for name, days in months:
+        click.echo(f"{name} {draw(days)}".rstrip())
+    click.echo(f"{' ' * 8}{draw('#')} full  {draw('+')} partial  {draw('.')} none\n")
+
+
+def _colored_days(days: str) -> str:
+    cells = {"#": ("█", "green"), "+": ("▒", "yellow"), ".": ("·", "bright_black")}
+    drawn = []
+    for cell in days:
+        text, color = cells.get(cell, (cell, None))
+        drawn.append(click.style(text, fg=color))
+    return "".join(drawn)
 
 
 def print_json(value: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from tardisd.control.call import Call
+from tardisd.control.handlers_backfill import BackfillMethods
 from tardisd.control.handlers_daemon import DaemonMethods
 from tardisd.control.handlers_data import DataMethods
 from tardisd.control.handlers_series import SeriesMethods
@@ -21,6 +22,7 @@ def handlers_for(services: Services) -> Mapping[str, Handler]:
     series = SeriesMethods(services)
     session = SessionMethods(services)
     data = DataMethods(services)
+    backfill = BackfillMethods(services)
     return {
         "daemon.hello": daemon.hello,
         "daemon.status": daemon.status,
@@ -48,5 +50,9 @@ def handlers_for(services: Services) -> Mapping[str, Handler]:
         "session.watch": session.watch,
         "data.import": data.import_files,
         "data.export": data.export,
-        "backfill.run": data.backfill,
+        "data.verify": data.verify,
+        "backfill.run": backfill.run,
+        "backfill.list": backfill.list,
+        "backfill.show": backfill.show,
+        "backfill.cancel": backfill.cancel,
     }

@@ -1,4 +1,4 @@
-"""The control methods that move data: imports, exports and backfills.
+"""The control methods that move and check data: imports, exports, verification.
 
 Files come as descriptors, which belong to the call and end with it; paths never cross the socket.
 """
@@ -12,22 +12,21 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
-from tardisd.backfill.job import run_backfill
+from tardisd.backfill.verify import WRONG, verify_series
 from tardisd.control.call import Call
-from tardisd.control.methods import Backfill, Export, Import
+from tardisd.control.methods import Export, Import, SeriesPart
 from tardisd.control.patient import patient_writer
 from tardisd.control.services import Services
-from tardisd.control.values import instant_json, series_of, span_of
+from tardisd.control.values import instant_json, part_of, series_of, span_json, span_of
 from tardisd.errors import RequestError
 from tardisd.market.series import Series
-from tardisd.plugins.exchange import Exchange
 from tardisd.progress import Progress
 from tardisd.transfer.exporting import export_series
 from tardisd.transfer.importing import ImportResult, import_files
 
 
 class DataMethods:
-    """`data.*` and `backfill.*`."""
+    """`data.*`."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -70,43 +69,27 @@ class DataMethods:
             rows = await export_series(series, span, storage, out, params.form, progress)
         return {"series": series.text, "rows": rows, "format": params.form}
 
-    async def backfill(self, params: Backfill, call: Call) -> dict[str, Any]:
-        """Fetch what is missing of series, one after another."""
-        span = span_of(params.start, params.end)
-        wanted = [series_of(text) for text in params.series]
-        exchanges = [self._exchange(series, params.exchange) for series in wanted]
-        name = self._services.storage_name(params.storage)
-        storage = self._services.storage(name)
-        results = []
+    async def verify(self, params: SeriesPart, call: Call) -> dict[str, Any]:
+        """Check what is stored against itself."""
+        series = series_of(params.series)
+        storage = self._services.storage(params.storage)
+        hull = (await storage.coverage(series)).hull
+        span = part_of(params.start, params.end, hull)
+        if hull is None or not span:
+            raise RequestError("no_data", f"nothing is stored of {series}")
         async with self._job(call) as progress:
-            for series, exchange in zip(wanted, exchanges, strict=True):
-                with self._services.jobs.fetching(name, series):
-                    result = await run_backfill(series, span, exchange, storage, progress)
-                results.append({"series": series.text, **asdict(result)})
-        return {"results": results}
+            checks = await verify_series(storage, series, span, progress)
+        return {
+            "series": series.text,
+            **span_json(span),
+            "ok": all(check.state != WRONG for check in checks),
+            "checks": [asdict(check) for check in checks],
+        }
 
     @asynccontextmanager
     async def _job(self, call: Call) -> AsyncIterator[Callable[[Progress], None]]:
         async with self._services.jobs.running(), call.reporting() as progress:
             yield progress
-
-    def _exchange(self, series: Series, name: str | None) -> Exchange[Any]:
-        """Return the instance to fetch from: the one named, or the only one of that venue."""
-        found = {
-            key: exchange
-            for key, exchange in self._services.exchanges.items()
-            if exchange.name == series.exchange and name in (None, key)
-        }
-        if len(found) == 1:
-            return next(iter(found.values()))
-        if found:
-            text = f"exchange: several instances are of {series.exchange} ({', '.join(found)})"
-        elif name is not None:
-            text = f"exchange: no instance of {series.exchange} is named {name!r}"
-        else:
-            text = f"series: no exchange instance of {series.exchange} is configured"
-        known = ", ".join(sorted(self._services.exchanges)) or "none"
-        raise RequestError("bad_request", f"{text}; configured: {known}")
 
 
 def _writing(descriptor: int) -> AbstractAsyncContextManager[BinaryIO]:

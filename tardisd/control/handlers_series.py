@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from tardisd.backfill.ledger import find_gaps
+from tardisd.backfill.strip import coverage_strip
 from tardisd.control.call import Call
 from tardisd.control.methods import Deletion, GapsOf, InStorage, SeriesPart
 from tardisd.control.services import Services
@@ -38,6 +40,7 @@ class SeriesMethods:
             "series": series.text,
             "stored": bool(known),
             "spans": [span_json(covered) for covered in part],
+            "months": [asdict(month) for month in coverage_strip(known, span)] if span else [],
         }
 
     async def gaps(self, params: GapsOf, call: Call) -> dict[str, Any]:
@@ -47,7 +50,12 @@ class SeriesMethods:
         hull = (await storage.coverage(series)).hull
         span = part_of(params.start, params.end, hull)
         found = await find_gaps(storage, series, span) if span else []
-        listed = [{**span_json(gap.span), "cause": gap.cause} for gap in found[: params.limit]]
+        storage_name = self._services.storage_name(params.storage)
+        reason = self._services.backfills.why_failed(storage_name, series)
+        listed = []
+        for gap in found[: params.limit]:
+            told = {**span_json(gap.span), "cause": gap.cause}
+            listed.append({**told, "reason": reason} if gap.cause == "fetch_failed" else told)
         return {
             "series": series.text,
             "stored": hull is not None,

@@ -1,30 +1,29 @@
-"""The long actions in work: which series are being fetched, and how all end when the daemon stops.
+"""The long actions that calls wait for, and how all end when the daemon stops.
 
-A storage must not be closed under an import: the daemon ends the jobs first. It starts none itself.
+A storage must not be closed under an import: the daemon ends the jobs first. It starts none itself,
+and backfills, which outlive the calls that ask for them, are not among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
 from tardisd.errors import RequestError
-from tardisd.market.series import Series
 
 MAX_JOBS = 8  # each holds threads of a pool that others need too
 
 
 class Jobs:
-    """Imports, exports and backfills that clients of this daemon have asked for."""
+    """Imports, exports and checks that clients of this daemon have asked for."""
 
     def __init__(self) -> None:
         self._scopes: set[trio.CancelScope] = set()
         self._idle = trio.Event()
         self._room = trio.Semaphore(MAX_JOBS)
         self._closed = False
-        self._fetching: set[tuple[str, str]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -45,19 +44,6 @@ class Jobs:
         if scope.cancelled_caught:
             text = "the daemon is stopping; what is done stays, ask again for the rest"
             raise RequestError("wrong_state", text)
-
-    @contextmanager
-    def fetching(self, storage: str, series: Series) -> Iterator[None]:
-        """Hold the right to fetch a series; RequestError when somebody else does."""
-        key = (storage, series.text)
-        if key in self._fetching:
-            text = f"{series} is being fetched already; wait until that is done"
-            raise RequestError("wrong_state", text)
-        self._fetching.add(key)
-        try:
-            yield
-        finally:
-            self._fetching.discard(key)
 
     async def end_all(self) -> None:
         """Cancel all jobs, take no more, and return when none is left."""

@@ -137,12 +137,29 @@ class Export(OneSeries, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Backfill(InStorage, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What to fetch; `exchange` names an exchange instance where the venue has several."""
+    """What to fetch; `exchange` names an exchange instance where the venue has several.
+
+    With `wait` the answer comes when the job has ended, and its progress before; it goes on in any
+    case.
+    """
 
     series: Names
     start: Time = msgspec.field(name="from")
     end: Time = msgspec.field(name="to")
     exchange: str | None = None
+    wait: bool = False
+
+
+class Backfills(Params, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs to list: at most `limit`, the newest ones."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+
+
+class BackfillId(Params, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One backfill job."""
+
+    job: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +201,11 @@ METHODS: Mapping[str, Method] = {
         Method("session.watch", Watch, "Follow a session until it ends."),
         Method("data.import", Import, "Import venue dumps and plain files.", descriptors=True),
         Method("data.export", Export, "Write a series to a file.", descriptors=True),
+        Method("data.verify", SeriesPart, "Check what is stored against itself."),
         Method("backfill.run", Backfill, "Fetch what is missing of series."),
+        Method("backfill.list", Backfills, "List backfill jobs, ended ones included."),
+        Method("backfill.show", BackfillId, "Return one backfill job and how far it is."),
+        Method("backfill.cancel", BackfillId, "End a backfill job; what it has stored stays."),
     )
 }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tardisd.backfill.jobs import JobBook
 from tardisd.config.model import Config
 from tardisd.control.jobs import Jobs
 from tardisd.errors import RequestError
@@ -31,8 +32,8 @@ class Services:
     """The daemon's parts. All are read anew at every call, so they may change under way.
 
     `request_stop` begins the shutdown and returns at once; `spool_dir` is where imports keep what
-    does not fit in memory; `started_at` is wall time, ns; `metrics` gives Prometheus text; `jobs`
-    must be ended before the storages are.
+    does not fit in memory; `started_at` is wall time, ns; `metrics` gives Prometheus text;
+    `backfills` and `jobs` must be ended before the storages are.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class Services:
     request_stop: Callable[[], None]
     spool_dir: Path
     started_at: int
+    backfills: JobBook
     jobs: Jobs = field(default_factory=Jobs)
 
     def storage_name(self, name: str | None) -> str:

@@ -13,7 +13,7 @@ import pytest
 from tardisd.cli import ctl, render
 from tardisd.cli import daemon as daemon_cli
 from tardisd.config.load import load_config
-from tardisd.config.schema import DaemonTable, PluginsTable, SessionTable
+from tardisd.config.schema import BackfillTable, DaemonTable, PluginsTable, SessionTable
 from tardisd.control.methods import METHODS
 from tardisd.errors import ConfigError
 from tardisd.plugins.registry import Registry
@@ -159,7 +159,12 @@ def test_every_exit_code_is_documented():
 
 def test_every_option_is_documented():
     text = (ROOT / "docs" / "configuration.md").read_text()
-    tables = {"[daemon]": DaemonTable, "[plugins]": PluginsTable, "[sessions.NAME]": SessionTable}
+    tables = {
+        "[daemon]": DaemonTable,
+        "[plugins]": PluginsTable,
+        "[sessions.NAME]": SessionTable,
+        "[backfills.NAME]": BackfillTable,
+    }
     for record in Registry.discover().plugins:
         if record.cls is not None and record.kind != "format":
             tables[f"{record.kind} `{record.name}`"] = record.cls.Options

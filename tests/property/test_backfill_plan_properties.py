@@ -50,6 +50,17 @@ def test_candles_are_asked_for_whole(span, coverage):
         assert max(asked) > newest
 
 
+@given(small_spans, coverages, st.integers(1, 5))
+def test_recent_candles_are_asked_for_again(span, coverage, again):
+    once = missing_spans(CANDLES, span, coverage)
+    more = missing_spans(CANDLES, span, coverage, again=again)
+    extra = {ts for ts in seconds(more) - seconds(once) if ts % (4 * SECOND) == 0}
+    assert seconds(once) <= seconds(more)
+    assert extra <= {ts - ts % (4 * SECOND) for ts in seconds([coverage.hull or span])}
+    newest = max(seconds(coverage), default=0) // (4 * SECOND)
+    assert all(newest - ts // (4 * SECOND) < again for ts in extra)
+
+
 @given(small_spans, coverages)
 def test_what_was_fetched_is_not_asked_for_again(span, coverage):
     for series in (TRADES, CANDLES):

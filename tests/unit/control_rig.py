@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from tardisd.backfill.jobs import JobBook
 from tardisd.config.load import load_config
 from tardisd.control.server import serve_control
 from tardisd.control.services import InstanceState, Services
@@ -146,12 +147,15 @@ async def running(folder):
     storage = storages["main"] = SqliteStorage(SqliteOptions(), context)
     made = config.instances["exchange"]["made"]
     exchange = made.cls(made.options, Context("made", folder, sessions))
+    exchanges = {"made": exchange}
+    backfills = JobBook(storages, exchanges, state)
     stopped = trio.Event()
     services = Services(
         config=config,
         sessions=sessions,
         storages=storages,
-        exchanges={"made": exchange},
+        backfills=backfills,
+        exchanges=exchanges,
         instances=lambda: [
             InstanceState("storage", "main", "sqlite", "running"),
             InstanceState("exchange", "made", "synthetic", "running"),
@@ -162,7 +166,13 @@ async def running(folder):
         started_at=START,
     )
     try:
-        async with storage.run(), exchange.run(), sessions.run(), trio.open_nursery() as nursery:
+        async with (
+            storage.run(),
+            exchange.run(),
+            backfills.run(),
+            sessions.run(),
+            trio.open_nursery() as nursery,
+        ):
             await nursery.start(serve_control, config.daemon.control_socket, services)
             rig = Rig(config.daemon.control_socket, services, storage, nursery.cancel_scope)
             rig.stopped = stopped

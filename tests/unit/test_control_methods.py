@@ -242,7 +242,7 @@ MADE = "synthetic:BTC/USDT@candle_1m"
 async def test_a_backfill_fetches_only_what_is_missing(rig):
     span = {"from": MS, "to": MS + 3_600_000}
     async with rig.client() as client:
-        answer, told = await client.ask("backfill.run", series=[MADE], **span)
+        answer, told = await client.ask("backfill.run", series=[MADE], wait=True, **span)
         (result,) = answer["result"]["results"]
         assert result["series"] == MADE
         assert result["complete"] is True
@@ -250,8 +250,17 @@ async def test_a_backfill_fetches_only_what_is_missing(rig):
         last = told[-1]["params"]
         assert (last["done"], last["total"], last["unit"]) == (3_600 * 10**9, 3_600 * 10**9, "ns")
         assert last["job"].startswith("backfill.run-")
-        (again,) = (await client.result("backfill.run", series=[MADE], **span))["results"]
-        assert (again["pages"], again["added"]) == (0, 0)
+        again = await client.result("backfill.run", series=[MADE], wait=True, **span)
+        assert [(it["pages"], it["added"], it["state"]) for it in again["results"]] == [
+            (0, 0, "finished")
+        ]
+        listed = await client.result("backfill.list")
+        assert [(job["id"], job["state"]) for job in listed] == [(1, "finished"), (2, "finished")]
+        shown = await client.result("backfill.show", job=1)
+        assert shown["rows"] == result["added"]
+        assert (shown["from"], shown["to"]) == (span["from"], span["to"])
+        assert await client.refusal("backfill.cancel", job=1) == "wrong_state"
+        assert await client.refusal("backfill.show", job=99) == "bad_request"
 
 
 async def test_refusals_of_backfills(rig):
@@ -264,10 +273,10 @@ async def test_refusals_of_backfills(rig):
         rig.services.exchanges["second"] = rig.services.exchanges["made"]
         answer, _ = await client.ask("backfill.run", series=[MADE], **span)
         assert "several instances" in answer["error"]["message"]
-        with rig.services.jobs.fetching("main", Series.parse(MADE)):
-            busy = await client.refusal("backfill.run", series=[MADE], exchange="made", **span)
-            assert busy == "wrong_state"
-        await client.result("backfill.run", series=[MADE], exchange="second", **span)
+        await client.result("backfill.run", series=[MADE], exchange="second", wait=True, **span)
+        quotes = MADE.replace("candle_1m", "quote")
+        answer, _ = await client.ask("backfill.run", series=[quotes], exchange="made", **span)
+        assert "synthetic has no quote; it has trade" in answer["error"]["message"]
 
 
 async def test_an_import_ends_with_its_client(rig, tmp_path, monkeypatch):
