@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from tardisd.dumps.archive import Dump, read_dump
-from tardisd.errors import DataError
+from tardisd.errors import DataError, PluginError
 from tardisd.log import Log
 from tardisd.market.series import SWAP, Series
 from tardisd.market.span import Span
@@ -35,10 +35,11 @@ log = Log("tardisd.binance")
 MONTHLY, DAILY = "monthly", "daily"
 ONLY_MONTHLY = frozenset({"3d", "1w", "1M"})
 _KINDS = {"candle": "klines", "agg_trade": "aggTrades", "trade": "trades"}
-# How long after its end a file may be expected; and after how long one that is not there never
-# comes, so that a day without a file needs no question when its month has none.
+# How long after its end a file may be expected. When a month has long been over and has no file,
+# and so have some of its days, the others need no question.
 _LAG = {MONTHLY: DAY, DAILY: 8 * HOUR}
-_FINAL_AFTER = 40 * DAY
+_OLD = 40 * DAY
+_FEW_DAYS = 2
 _CHECKSUM = re.compile(rb"\s*([0-9a-fA-F]{64})(?:\s|$)")
 _ASIDE = "refused"
 _KEPT_ASIDE = 8  # files
@@ -122,8 +123,11 @@ class Plan:
             return False
         if file.period == MONTHLY:
             return True
-        gone = month.path in self._missing and month.span.end + _FINAL_AFTER < self._now
-        return self._daily and not gone
+        if not self._daily:
+            return False
+        days = f"/{DAILY}/".join(month.path.removesuffix(".zip").rsplit(f"/{MONTHLY}/", 1))
+        gone = sum(path.startswith(days) for path in self._missing) >= _FEW_DAYS
+        return not (gone and month.path in self._missing and month.span.end < self._now - _OLD)
 
 
 class Archive:
@@ -146,7 +150,7 @@ class Archive:
         target = folder / file.name
         self._in_use.add(folder.name)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
             sha256 = await self._fetch(file, target)
             try:
                 async with read_dump(target, series, self._formats, folder) as dump:
@@ -199,13 +203,17 @@ class Archive:
         """Keep a file that is wrong, and why, for people to look at; only the latest few."""
         aside = self._folder / _ASIDE
         log.warning("archive refused", file=path.name, reason=reason, kept_in=str(aside))
-        aside.mkdir(exist_ok=True)
-        path.replace(aside / path.name)
-        (aside / f"{path.name}.txt").write_text(f"{reason}\n")
-        kept = sorted(aside.glob("*.txt"), key=lambda it: it.stat().st_mtime)
-        for old in kept[:-_KEPT_ASIDE]:
-            old.unlink()
-            old.with_suffix("").unlink(missing_ok=True)
+        name = path.name.removesuffix(".damaged")
+        try:
+            aside.mkdir(exist_ok=True)
+            path.replace(aside / name)
+            (aside / f"{name}.txt").write_text(f"{reason}\n")
+            kept = sorted(aside.glob("*.txt"), key=lambda it: it.stat().st_mtime)
+            for old in kept[:-_KEPT_ASIDE]:
+                old.unlink()
+                old.with_suffix("").unlink(missing_ok=True)
+        except OSError as error:  # evidence only: the fetch goes on without
+            log.warning("refused archive not kept", file=name, reason=str(error))
 
 
 def _checksum(body: bytes) -> str:
@@ -213,6 +221,15 @@ def _checksum(body: bytes) -> str:
     if match is None:
         raise Unreadable(f"no SHA-256 stands in the checksum file, but {body[:80]!r}")
     return match[1].decode().lower()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PluginError(
+            f"cannot keep downloads in {folder.parent}: {error.strerror}; check the data_dir"
+        ) from None
 
 
 def _digest(path: Path) -> str | None:

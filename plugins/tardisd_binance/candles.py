@@ -1,4 +1,4 @@
-"""Candles page by page over REST: closed ones only, every hole asked for twice; stores nothing.
+"""Candles page by page over REST: closed ones only, every hole asked for again; stores nothing.
 
 Pages end where a candle closes. A short page is no end of the data, only an empty one is, and that
 is believed when a question without an end brings nothing either.
@@ -20,8 +20,9 @@ from tardisd.plugins.exchange import Page
 from .rest import Rest, merged
 
 SOURCE = "REST klines"
+BELIEVED_AFTER = 2  # answers that say again that something is not there
 _TRIES = 4  # of an answer that another contradicts
-_MOST_HOLES = 20  # asked for again per page; where more are missing, the venue was down a lot
+_MOST_HOLES = 20  # asked for again one by one
 
 
 class CandlePager:
@@ -44,7 +45,9 @@ class CandlePager:
             span = Span(self._cursor, self._end)
             batch = await self._rest.klines(self._series, span.start, span.end)
             if len(batch):
-                batch, end = await self._complete(batch, span)
+                end = _page_end(batch.ts_event, self._interval, span)
+                page = batch[batch.ts_event < end]
+                batch = await fill_holes(self._rest, self._series, page, Span(span.start, end))
                 break
             # An empty answer would cover all the rest: it must not be a slip.
             ahead = await self._rest.klines(self._series, span.start, limit=1)
@@ -59,29 +62,31 @@ class CandlePager:
         self._cursor = end
         return Page(tidy(batch), Span(span.start, end), source=SOURCE)
 
-    async def _complete(self, batch: Batch, span: Span) -> tuple[Batch, int]:
-        """Return a page's candles with what its holes hide, and where it ends."""
-        end = _page_end(batch.ts_event, self._interval, span)
-        found = [batch[batch.ts_event < end]]
-        for hole in candle_holes(found[0].ts_event, self._interval, Span(span.start, end)):
-            cursor = hole.start
-            while cursor < hole.end:
-                hidden = await self._rest.klines(self._series, cursor, hole.end)
-                if not len(hidden):
-                    break
+
+async def fill_holes(rest: Rest, series: Series, batch: Batch, span: Span) -> Batch:
+    """Return the candles of `span` with what REST has where `batch` has none."""
+    interval = series.data_type.interval
+    assert interval is not None
+    found = [batch]
+    for hole in candle_holes(batch.ts_event, interval, span):
+        cursor, doubts = hole.start, 0
+        while cursor < hole.end and doubts < BELIEVED_AFTER:
+            hidden = await rest.klines(series, cursor, hole.end)
+            doubts += 1
+            if len(hidden):
                 found.append(hidden)
-                cursor = _next_open(hidden.ts_event, self._interval)
-        if len(found) > 1:
-            return await trio.to_thread.run_sync(merged, found), end
-        return found[0], end
+                cursor, doubts = _next_open(hidden.ts_event, interval), 0
+    return batch if len(found) == 1 else tidy(await trio.to_thread.run_sync(merged, found))
 
 
 def candle_holes(opens: Ints, interval: Interval, span: Span) -> list[Span]:
-    """Return the first stretches of `span` up to its last candle that have none."""
+    """Return the stretches of `span` without a candle; one that holds all when they are many."""
     ends = np.concatenate([[span.start], closes(opens, interval)])
     np.maximum.accumulate(ends, out=ends)
-    at = np.flatnonzero(opens > ends[:-1])[:_MOST_HOLES]
-    return [Span(int(ends[i]), int(opens[i])) for i in at]
+    upto = np.append(opens, interval.floor(span.end))
+    at = np.flatnonzero(upto > ends)
+    holes = [Span(int(ends[i]), int(upto[i])) for i in at]
+    return holes if len(holes) <= _MOST_HOLES else [Span(holes[0].start, holes[-1].end)]
 
 
 def tidy(batch: Batch) -> Batch:

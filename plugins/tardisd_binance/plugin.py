@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -27,7 +28,7 @@ from tardisd.venue.client import Missing, Patience, VenueClient
 from tardisd.wall import wall_ns
 
 from .archive import Archive, File, Plan
-from .candles import CandlePager
+from .candles import CandlePager, fill_holes
 from .formats import BinanceAggTrades, BinanceKlines, BinanceTrades
 from .judge import ARCHIVE_HINT, RestJudge, judge_archive
 from .rest import RULES, Rest
@@ -214,7 +215,7 @@ class Binance(Exchange[BinanceOptions]):
                 async with self._archive.opened(file, series) as (dump, source):
                     if await self._agrees(series, await dump.last(_COMPARED_ROWS), file):
                         for piece in dump.pieces(Span(cursor, min(file.span.end, end))):
-                            yield await dump.load(piece, source)
+                            yield await self._filled(await dump.load(piece, source), series)
                             cursor = piece.span.end
                     else:
                         plan.missing(file)
@@ -242,7 +243,8 @@ class Binance(Exchange[BinanceOptions]):
         kind, name = series.symbol.kind, series.data_type.name
         if self.options.archives == "only" or (name == "trade" and not self._has_trades(kind)):
             return None
-        return now - _REST_REACH if kind == SWAP and name == "agg_trade" else EARLIEST - DAY
+        reach = now - _REST_REACH
+        return reach - reach % MINUTE if kind == SWAP and name == "agg_trade" else EARLIEST - DAY
 
     def _has_trades(self, kind: str) -> bool:
         return kind == SPOT and urlsplit(self.options.rest_url).hostname != _MIRROR
@@ -275,6 +277,18 @@ class Binance(Exchange[BinanceOptions]):
                 return EARLIEST
             self._begins[key] = Interval(1, "d").floor(int(found.ts_event[0]))
         return self._begins[key]
+
+    async def _filled(self, page: Page, series: Series) -> Page:
+        """Return a page of a file with the candles that only REST has."""
+        if series.data_type.interval is None or self.options.archives == "only":
+            return page
+        rest = self._rest[series.symbol.kind]
+        batch = await fill_holes(rest, series, page.batch, page.span)
+        if batch is page.batch:
+            return page
+        more = len(batch) - len(page.batch)
+        log.info("archive filled up", series=str(series), span=str(page.span), candles=more)
+        return replace(page, batch=batch, source=f"{page.source} and REST klines")
 
     async def _agrees(self, series: Series, rows: Batch, file: File) -> bool:
         """Tell whether REST has the same as the last rows of a file, as far as it can be asked.

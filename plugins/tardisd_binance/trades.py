@@ -1,7 +1,7 @@
 """Trades page by page over REST, by id: none lost within a millisecond; stores nothing.
 
 Paging by time would lose trades of one millisecond, so time is only where the walk begins. Ids
-follow each other; where some are missing, they are asked for once more before that is believed.
+follow each other; where some are missing, they are asked for again before that is believed.
 Times may go back a little from one id to the next: rows are held until they are a second old.
 """
 
@@ -17,7 +17,7 @@ from tardisd.market.span import Span
 from tardisd.market.time import SECOND, format_time
 from tardisd.plugins.exchange import Page
 
-from .candles import tidy
+from .candles import BELIEVED_AFTER, tidy
 from .rest import Rest, merged
 
 _HELD_NS = SECOND
@@ -34,7 +34,7 @@ class TradePager:
         self._span = span
         self._cursor = span.start
         self._next_id: int | None = None
-        self._doubted: int | None = None
+        self._doubts = 0
         self._held: list[Batch] = []
         self._ended = False
 
@@ -85,16 +85,17 @@ class TradePager:
         batch = await self._from_id(self._next_id)
         ids = batch.ids
         if ids is None or not len(batch):
-            # The newest trade, or a slip: only a second empty answer ends the walk.
-            self._ended = self._doubted == self._next_id
-            self._doubted = self._next_id
+            # Either there is no newer trade, or it is a slip: it must be said again.
+            self._ended = self._doubts == BELIEVED_AFTER
+            self._doubts += 1
             return
         sorted_ids = np.sort(ids)
         if int(sorted_ids[0]) < self._next_id:
             raise PluginError(f"binance gives trades before the id asked for ({self._next_id})")
-        if int(sorted_ids[0]) > self._next_id and self._doubted != self._next_id:
-            self._doubted = self._next_id
+        if int(sorted_ids[0]) > self._next_id and self._doubts < BELIEVED_AFTER:
+            self._doubts += 1
             return
+        self._doubts = 0
         breaks = np.flatnonzero(np.diff(sorted_ids) > 1)
         last = int(sorted_ids[breaks[0] if len(breaks) else -1])
         if len(breaks):  # what stands behind the break is asked for again, from there
@@ -115,7 +116,9 @@ class TradePager:
         start = self._span.start
         if self._series.data_type.name != "agg_trade":
             return await seek_trade(self._rest, self._series, start)
-        for _ in range(2):  # an empty answer would cover everything: it must not be a slip
+        for _ in range(
+            1 + BELIEVED_AFTER
+        ):  # an empty answer would cover everything: it must not be a slip
             found = await self._rest.agg_trades(self._series, start=start, limit=1)
             if found.ids is not None and len(found):
                 return int(found.ids[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 import pytest
 from binance_rig import SPOT, SWAP, candles, plugin_at, trades, venue_of
@@ -22,15 +23,16 @@ class _Suite(ExchangeSuite):
 
     @asynccontextmanager
     async def exchange(self):
-        async with self.venue.serve(), plugin_at(
-            self.venue, self.folder, archives=self.archives
-        ) as plugin:
+        async with (
+            self.venue.serve(),
+            plugin_at(self.venue, self.folder, archives=self.archives) as plugin,
+        ):
             yield plugin
 
 
 class TestOverRest(_Suite):
     archives = "never"
-    cases = [
+    cases: ClassVar = [
         Case(f"{SPOT}@candle_1m", *DAY),
         Case(f"{SPOT}@agg_trade", *LATE),
         Case(f"{SPOT}@trade", *LATE),
@@ -48,7 +50,7 @@ class TestOverRest(_Suite):
 
 
 class TestFromArchives(_Suite):
-    cases = [
+    cases: ClassVar = [
         Case(f"{SPOT}@candle_1s", *DAY),
         Case(f"{SPOT}@trade", "2024-03-18T12:00:00Z", "2024-03-20T01:00:00Z"),
         Case(f"{SWAP}@agg_trade", "2024-03-18T12:00:00Z", "2024-03-20T01:00:00Z"),
