@@ -7,10 +7,17 @@ import re
 import httpx
 import msgspec
 
-from tardisd.errors import PluginError, RequestError
+from tardisd.errors import RequestError
 from tardisd.market.time import MILLISECOND, SECOND
 from tardisd.venue.budget import Budget
-from tardisd.venue.client import COOL_DOWN_SECS, FINE, Verdict, retry_after, usual_verdict
+from tardisd.venue.client import (
+    COOL_DOWN_SECS,
+    FINE,
+    Verdict,
+    final,
+    retry_after,
+    usual_verdict,
+)
 from tardisd.wall import wall_ns
 
 _USED_WEIGHT = "x-mbx-used-weight-1m"
@@ -100,16 +107,16 @@ def _too_many(answer: httpx.Response, error: _Error, told: str) -> Verdict:
     return Verdict(retry=f"{what} ({told})", cool_down_secs=wait, ban=ban)
 
 
-def _blocked(answer: httpx.Response) -> PluginError:
+def _blocked(answer: httpx.Response) -> RequestError:
     host = answer.request.url.host
-    return PluginError(
+    return final(
         f"{host} refuses to serve this place (HTTP {answer.status_code}, restricted location);"
         ' for spot use rest_url = "https://data-api.binance.vision", for archived data'
         ' archives = "only", or set proxy'
     )
 
 
-def _mistake(answer: httpx.Response, error: _Error, told: str) -> RequestError | PluginError:
+def _mistake(answer: httpx.Response, error: _Error, told: str) -> RequestError:
     params = answer.request.url.params
     if error.code == _UNKNOWN_SYMBOL:
         return RequestError(
@@ -125,5 +132,5 @@ def _mistake(answer: httpx.Response, error: _Error, told: str) -> RequestError |
         return RequestError("bad_request", text)
     url = answer.request.url.copy_with(query=None)
     if error.code in _KEY_NEEDED or answer.status_code == httpx.codes.UNAUTHORIZED:
-        return PluginError(f"{url}: wants an API key ({told}), which tardisd has none of")
+        return final(f"{url}: wants an API key ({told}), which tardisd has none of")
     return RequestError("bad_request", f"{url}: refused ({told})")

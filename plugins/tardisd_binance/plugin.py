@@ -222,7 +222,7 @@ class Binance(Exchange[BinanceOptions]):
             except (Missing, DataError) as error:
                 log.info("archive not used", file=file.name, reason=error.message)
                 plan.missing(file)
-            except PluginError as error:
+            except (PluginError, RequestError) as error:
                 # Candles are had over REST too; of trades it would be too many.
                 if interval is None or self.options.archives == "only":
                     raise

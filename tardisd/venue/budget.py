@@ -20,7 +20,7 @@ from typing import Protocol
 
 import trio
 
-from tardisd.errors import PluginError
+from tardisd.errors import RequestError
 from tardisd.market.time import DAY, SECOND, format_time
 from tardisd.wall import wall_ns
 
@@ -156,7 +156,7 @@ class Budget:
     async def spending(self, weight: int, limits: Sequence[str] = ()) -> AsyncIterator[None]:
         """Wait until `weight` may be spent of the named limits (none: of all); ask within.
 
-        Those who wait for the same limits are served in order. Raises PluginError for a weight
+        Those who wait for the same limits are served in order. Raises RequestError for a weight
         that the share never allows.
         """
         names = tuple(limits) or tuple(self._windows)
@@ -210,10 +210,11 @@ class Budget:
         wait = self.closed_secs()
         for window in windows:
             if weight > window.allowed:
-                raise PluginError(
+                raise RequestError(
+                    "fetch_failed",
                     f"{self.venue}: a request of weight {weight} never fits into {window.allowed}"
                     f" ({window.share:.0%} of {window.limit.weight} per"
-                    f" {window.limit.period_secs:g} s); raise budget_share"
+                    f" {window.limit.period_secs:g} s); raise budget_share",
                 )
             free_at = window.free_at(weight, now)
             wait = max(wait, math.inf if free_at is None else free_at - now)

@@ -43,15 +43,19 @@ class Unreadable(Exception):
     """Raised by `read` for an answer that is cut off or is not what was asked for; retried."""
 
 
-class Missing(PluginError):
+class Missing(RequestError):
     """Raised when the address exists at the venue but what was asked for is not there (404)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("fetch_failed", message)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What an answer means.
 
-    `fatal` ends the request for good. Otherwise `retry` asks for another attempt, and
+    `fatal` ends the request: for good when it is a RequestError (see `final`), while after a
+    PluginError a backfill makes it again. Otherwise `retry` asks for another attempt, and
     `cool_down_secs` holds all requests to the venue back; `ban` remembers that across restarts.
     """
 
@@ -109,10 +113,15 @@ def usual_verdict(answer: httpx.Response) -> Verdict:
     if 300 <= status < 400:
         where = answer.headers.get("location", "nowhere")
         text = f"{url}: leads to {where} ({told}); is this the right address in the config?"
-        return Verdict(fatal=PluginError(text))
+        return Verdict(fatal=final(text))
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return Verdict(fatal=PluginError(f"{url}: the proxy wants a login; put it into `proxy`"))
-    return Verdict(fatal=PluginError(f"{url}: refused with {told}"))
+        return Verdict(fatal=final(f"{url}: the proxy wants a login; put it into `proxy`"))
+    return Verdict(fatal=final(f"{url}: refused with {told}"))
+
+
+def final(message: str) -> RequestError:
+    """Return the error of what no repetition mends."""
+    return RequestError("fetch_failed", message)
 
 
 class VenueClient:
@@ -177,8 +186,8 @@ class VenueClient:
     ) -> bytes:
         """Return the body of a fine answer.
 
-        Raises RequestError or PluginError for what is final (Missing for a 404), Retry when the
-        venue stayed out of reach; the message says what was asked and what came back.
+        Raises RequestError for what is final (Missing for a 404), Retry when the venue stayed out
+        of reach; the message says what was asked and what came back.
         """
         return await self.read(path, params, _as_it_is, weight=weight, limits=limits)
 
@@ -293,7 +302,7 @@ async def _body(answer: httpx.Response) -> bytes:
     encoding = answer.headers.get("content-encoding", "identity")
     if size <= MAX_BODY_BYTES and encoding != "identity":
         if encoding not in ("gzip", "x-gzip"):
-            raise PluginError(f"{answer.url}: answers in encoding {encoding!r}, unasked")
+            raise final(f"{answer.url}: answers in encoding {encoding!r}, unasked")
         unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
         try:
             body = unpacker.decompress(body, MAX_BODY_BYTES + 1)
@@ -303,23 +312,23 @@ async def _body(answer: httpx.Response) -> bytes:
         if size <= MAX_BODY_BYTES and not unpacker.eof:
             raise httpx.DecodingError("the gzip body is cut off")
     if size > MAX_BODY_BYTES:
-        raise PluginError(f"{answer.url}: answers with more than {MAX_BODY_BYTES} bytes; refused")
+        raise final(f"{answer.url}: answers with more than {MAX_BODY_BYTES} bytes; refused")
     return body
 
 
 def _transport_problem(url: str, error: httpx.RequestError) -> str:
-    """Return what to say of an error that may pass; raise PluginError for one that does not."""
+    """Return what to say of an error that may pass; raise RequestError for one that does not."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            raise PluginError(
+            raise final(
                 f"{url}: the TLS certificate is not trusted ({cause.verify_message});"
                 " check the address, the system's clock, or a proxy in between"
             ) from None
         cause = cause.__cause__ or cause.__context__
     told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
-        raise PluginError(f"{url}: cannot be asked for ({told})") from None
+        raise final(f"{url}: cannot be asked for ({told})") from None
     if isinstance(error, httpx.ProxyError):
         return f"the proxy fails ({error}); check `proxy`"
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):

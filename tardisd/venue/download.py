@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from tardisd.errors import PluginError, Retry
-from tardisd.venue.client import Unreadable, VenueClient
+from tardisd.venue.client import Unreadable, VenueClient, final
 
 MAX_FILE_BYTES = 16 * 2**30
 _PIECE_BYTES = 2**20
@@ -186,7 +186,7 @@ class _Transfer:
         self.validator = etag if etag and not weak else answer.headers.get("last-modified", "")
         self.note.write_bytes(msgspec.json.encode(_Part(self.validator, self._total)))
         if max(self._total or 0, offset) > MAX_FILE_BYTES:
-            raise PluginError(f"{answer.url}: has more than {MAX_FILE_BYTES} bytes; refused")
+            raise final(f"{answer.url}: has more than {MAX_FILE_BYTES} bytes; refused")
         return offset
 
     async def _write(self, answer: httpx.Response, done: int) -> None:
@@ -205,7 +205,7 @@ class _Transfer:
                         pieces, held = [], 0
                         self._progress(done, self._total)
                         if done > MAX_FILE_BYTES:
-                            raise PluginError(f"{answer.url}: does not end; refused")
+                            raise final(f"{answer.url}: does not end; refused")
             finally:
                 # What has come before a connection broke need not come again.
                 _append(file, b"".join(pieces))

@@ -240,16 +240,16 @@ async def test_what_may_pass_passes(tmp_path, trouble):
 @pytest.mark.parametrize(
     ("trouble", "error", "told"),
     [
-        (Refuse(status=451, times=None), PluginError, "restricted location); for spot use"),
+        (Refuse(status=451, times=None), RequestError, "restricted location); for spot use"),
         (Refuse(status=403, times=None, retry_after="0"), Retry, "Binance's firewall refuses"),
         (Refuse(status=429, times=None, retry_after="300"), Retry, "not asked: too many requests"),
         (Refuse(status=418, times=None), Retry, "not asked: Binance banned this address"),
         (Refuse(status=401, times=None, body=b'{"code":-2014,"msg":"API-key format invalid."}'),
-         PluginError, "wants an API key"),
+         RequestError, "wants an API key"),
         (faults.html_page(times=None), Retry, "a web page came instead of JSON"),
         (faults.not_a_number(match="klines", times=None), Retry, "not the JSON expected"),
-        (Refuse(status=404, times=None, body=b""), PluginError, "not there (HTTP 404 Not Found)"),
-        (Refuse(status=302, times=None, headers={"Location": "https://login"}), PluginError,
+        (Refuse(status=404, times=None, body=b""), RequestError, "not there (HTTP 404 Not Found)"),
+        (Refuse(status=302, times=None, headers={"Location": "https://login"}), RequestError,
          "leads to https://login"),
     ],
 )  # fmt: skip
@@ -315,7 +315,7 @@ async def test_instruments_of_spot_and_swap(tmp_path):
         assert [str(it.symbol) for it in await plugin.instruments()] == ["BTC/USDT"]
     venue = venue_of(MINUTES, swap, faults=[Refuse(status=451, times=None)])
     async with venue.serve(), plugin_at(venue, tmp_path) as plugin:
-        with pytest.raises(PluginError, match="restricted location"):
+        with pytest.raises(RequestError, match="restricted location"):
             await plugin.instruments()
 
 

@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tardisd.errors import PluginError
+from tardisd.errors import RequestError
 from tardisd.market.time import SECOND
 from tardisd.venue.budget import Budget, Limit
 
@@ -149,7 +149,7 @@ async def test_a_request_that_fails_or_is_cancelled_stays_paid(autojump_clock):
 
 async def test_a_weight_that_never_fits_is_refused(autojump_clock):
     budget = Budget("binance", [Limit("weight", 100, 60.0)], 0.1)
-    with pytest.raises(PluginError, match=r"weight 20 never fits into 10 .* raise budget_share"):
+    with pytest.raises(RequestError, match=r"weight 20 never fits into 10 .* raise budget_share"):
         async with budget.spending(20):
             pass
 

@@ -121,9 +121,9 @@ async def test_an_answer_that_drips_is_given_up():
     ("answer", "error", "told"),
     [
         (Answer(status=404), Missing, "/x: not there (HTTP 404 Not Found)"),
-        (Answer(status=301, headers={"Location": "https://else"}), PluginError, "https://else"),
-        (Answer(status=407), PluginError, "the proxy wants a login"),
-        (Answer(status=403), PluginError, "refused with HTTP 403 Forbidden"),
+        (Answer(status=301, headers={"Location": "https://else"}), RequestError, "https://else"),
+        (Answer(status=407), RequestError, "the proxy wants a login"),
+        (Answer(status=403), RequestError, "refused with HTTP 403 Forbidden"),
         (Answer(status=400), RequestError, "no such symbol"),
     ],
 )
@@ -218,7 +218,7 @@ async def test_an_untrusted_certificate_is_final():
         await nursery.start(trio.serve_listeners, talk, listeners)
         client = VenueClient(f"https://127.0.0.1:{port}", Budget("v", [], 1.0), judge)
         async with client.opened():
-            with pytest.raises(PluginError, match="certificate is not trusted"):
+            with pytest.raises(RequestError, match="certificate is not trusted"):
                 await client.get("/")
         nursery.cancel_scope.cancel()
 
