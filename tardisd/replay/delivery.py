@@ -154,9 +154,10 @@ class Delivery:
             return
         if self._give_up_at is None:
             self._give_up_at = trio.current_time() + LAST_CHANCE_SECS
-        await trio.sleep_until(min(until, self._give_up_at))
-        if trio.current_time() >= self._give_up_at:
+        if trio.current_time() >= self._give_up_at:  # the last attempt was just made
             self._cut_off("still failing after the end of the session")
+        else:
+            await trio.sleep_until(min(until, self._give_up_at))
 
     def _recovered(self) -> None:
         if self._failing_since is None:

@@ -74,23 +74,26 @@ class Source:
             self.lookahead,
         )
         preparer = _Preparer(self, merger)
-        async with send, AsyncExitStack() as stack:
-            channels = {
-                track.series: await stack.enter_async_context(
-                    self.storage.read(track.series, self.span)
-                )
-                for track in merger.tracks
-            }
-            while not merger.done or preparer.busy:
-                if not preparer.busy:
-                    for track in merger.hungry():
-                        batch = await self._next_batch(channels[track.series])
-                        if batch is None:
-                            track.finish()
-                        else:
-                            merger.feed(track, batch)
-                for item in await trio.to_thread.run_sync(preparer.work, limiter=self.limiter):
-                    await send.send(item)
+        # The channel is closed without a pause: else the reader would see the end, take it for that
+        # of the data, and finish before the error that closed it is known.
+        with send:
+            async with AsyncExitStack() as stack:
+                channels = {
+                    track.series: await stack.enter_async_context(
+                        self.storage.read(track.series, self.span)
+                    )
+                    for track in merger.tracks
+                }
+                while not merger.done or preparer.busy:
+                    if not preparer.busy:
+                        for track in merger.hungry():
+                            batch = await self._next_batch(channels[track.series])
+                            if batch is None:
+                                track.finish()
+                            else:
+                                merger.feed(track, batch)
+                    for item in await trio.to_thread.run_sync(preparer.work, limiter=self.limiter):
+                        await send.send(item)
 
     async def _next_batch(self, channel: trio.MemoryReceiveChannel[Batch]) -> Batch | None:
         """Return the next rows inside the session's span, or None after the last."""

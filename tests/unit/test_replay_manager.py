@@ -216,7 +216,7 @@ class Breaking(MemoryStorage):
 
             async def pump():
                 left = self.rows
-                async with send:
+                with send:
                     async for batch in batches:
                         for first in range(0, len(batch), 100):
                             await send.send(batch[first : first + 100])
