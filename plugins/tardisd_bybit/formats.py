@@ -69,26 +69,25 @@ def _begins_with(sample: Sample, header: Sequence[str]) -> bool:
 def _layout(sample: Sample, meaning: tuple[str, ...], market: str) -> Layout:
     width = len(sample.cells[0])
     columns = meaning + (_SKIPPED,) * (width - len(meaning))
-    venue_id, covers = _stated(sample.names)
+    stated = [found for name in sample.names if (found := span_of_name(name))[0] is not None]
+    venue_id, covers = stated[0] if stated else (None, None)
     return Layout(
         columns, True, covers, archive=True, venue_id=venue_id, exchange="bybit", market=market
     )
 
 
-def _stated(names: Sequence[str]) -> tuple[str | None, tuple[int, int] | None]:
-    """Return the symbol and the span (ns) that a file name states, if any does."""
-    for name in names:
-        match = _NAME.fullmatch(name)
-        if match is None:
-            continue
-        venue_id, year, month, day = match.groups()
-        following = int(year) * 12 + int(month)
-        try:
-            start = from_datetime(date(int(year), int(month), int(day or 1)))
-            end = start + DAY
-            if day is None:
-                end = from_datetime(date(following // 12, following % 12 + 1, 1))
-        except ValueError:  # no such day: then the name states nothing
-            continue
-        return venue_id, (start, end)
-    return None, None
+def span_of_name(name: str) -> tuple[str | None, tuple[int, int] | None]:
+    """Return the symbol and the span (ns) that a file's name states; None where it does not."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None, None
+    venue_id, year, month, day = match.groups()
+    following = int(year) * 12 + int(month)
+    try:
+        start = from_datetime(date(int(year), int(month), int(day or 1)))
+        end = start + DAY
+        if day is None:
+            end = from_datetime(date(following // 12, following % 12 + 1, 1))
+    except ValueError:  # no such day: then the name states nothing
+        return None, None
+    return venue_id, (start, end)
