@@ -51,7 +51,7 @@ async def test_the_sink_writes_what_it_is_given(tmp_path):
     context = tardisd.Context("tape", tmp_path, None)
     tape = plugin(plugin.Options(path="x.ndjson"), context)
     async with tape.run(), tape.open(None) as writer:
-        assert writer.forms == ("ndjson",)
+        assert tape.forms == ("ndjson",)
         await writer.write(OneBlock())
         await writer.write(OneBlock())
     assert (tmp_path / "x.ndjson").read_text() == '{"seq":1}\n' * 2
