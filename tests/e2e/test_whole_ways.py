@@ -43,7 +43,8 @@ sinks = ["ws"]
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: Any) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("ways")
-    with running(folder, CONFIG + EVERYTHING) as one:
+    config = CONFIG.replace("[storages.main]", "shutdown_secs = 2\n\n[storages.main]")
+    with running(folder, config + EVERYTHING) as one:
         store_candles(one)
         yield one
 
