@@ -251,6 +251,32 @@ def test_a_storage_that_fails_ends_its_session_and_no_other(error, message):
     run_engine(main, storage=Breaking(error))
 
 
+class Regretting(MemoryStorage):
+    """Finds out only in closing that what it read was wrong."""
+
+    reads = 0
+
+    @asynccontextmanager
+    async def read(self, series, span):
+        async with super().read(series, span) as batches:
+            yield batches
+        self.reads += 1
+        if self.reads > 1:  # the first is the look whether there is anything
+            raise StorageCorrupt("the last page is torn")
+
+
+@pytest.mark.parametrize("attempt", range(20))
+def test_an_error_in_closing_is_not_taken_for_the_end(attempt):
+    """Which of two tasks trio runs first is a matter of chance: hence many times."""
+
+    async def main(engine):
+        await stored(engine)
+        heard = await engine.play([TRADES], SPAN, speed="max")
+        assert (heard.end["reason"], heard.end["message"]) == ("failed", "the last page is torn")
+
+    run_engine(main, storage=Regretting())
+
+
 class Refusing(MemoryStorage):
     async def coverage(self, series):
         raise StorageError("the disk is gone")
@@ -301,6 +327,42 @@ def test_the_same_data_gives_the_same_session_however_it_is_run():
         assert runs[0].blocks[0].session_id != runs[1].blocks[0].session_id
 
     run_engine(main)
+
+
+class Rechunked(MemoryStorage):
+    """Reads in batches of another size."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+
+    @asynccontextmanager
+    async def read(self, series, span):
+        async with super().read(series, span) as batches, trio.open_nursery() as nursery:
+            send, receive = trio.open_memory_channel(0)
+
+            async def pump():
+                with send:
+                    async for batch in batches:
+                        for first in range(0, len(batch), self.rows):
+                            await send.send(batch[first : first + self.rows])
+
+            nursery.start_soon(pump)
+            yield receive
+            nursery.cancel_scope.cancel()
+
+
+def test_how_a_storage_cuts_its_batches_changes_nothing():
+    async def main(engine):
+        await stored(engine, 3000)
+        await engine.store(random_trades(OTHERS, 2000, START, mean_gap_ms=80), SPAN)
+        await engine.store(random_candles(CANDLES, 60, START), SPAN)
+        heard = await engine.play([CANDLES, TRADES, OTHERS], SPAN, speed="max")
+        assert heard.seqs() == list(range(1, 5061))
+        return heard.end["hash"], heard.ticks()
+
+    runs = [run_engine(main, storage=Rechunked(rows)) for rows in (17, 1000, 8192)]
+    assert runs[0] == runs[1] == runs[2]
 
 
 def test_charts_may_look_ahead_when_they_say_so():
