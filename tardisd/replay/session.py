@@ -250,6 +250,8 @@ class ReplaySession:
     async def _replay(self) -> None:
         with self._scope:
             await self._begun.wait()
+            if self.has_ended:  # it never ran: there is nothing to open
+                return
             async with self._source.open() as items:
                 await self._release_all(items)
             await self._until(self.request.end)
