@@ -16,10 +16,11 @@ import trio
 
 Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
-# Written under one hold of the lock, so that pongs and replies get in. A little less than the
-# kernel takes at once (it doubles SO_SNDBUF): a piece that does not quite fit costs a second wait.
+# Written under one hold of the lock, so that pongs and replies get in.
 PIECE_BYTES = 240 * 1024
-SEND_BUFFER_BYTES = 128 * 1024  # a pause reaches a slow client soon when little is in flight
+# Little in flight lets a pause reach a slow client soon; room for two pieces (the kernel doubles
+# what it is told) means that most of them go out without waiting.
+SEND_BUFFER_BYTES = 256 * 1024
 NOT_SENT_BYTES = 128 * 1024
 LINGER_SECS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024

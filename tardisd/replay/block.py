@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from operator import itemgetter
 
@@ -22,8 +22,8 @@ class Prepared:
     """A whole block as the pipeline makes it: ticks by kind, their order, lazily made bytes.
 
     `kinds` holds the ticks of each kind in their own order; `runs` are (kind, first row in it,
-    rows) in total order. `encoders` are the session's, one per form. `hash_before` is the content
-    hash of all that came before the block.
+    rows) in total order. `encoders` are the session's, one per form. `hash_before` returns the
+    content hash of all that came before the block; it may have to wait for it.
     """
 
     __slots__ = ("_encoded", "_encoders", "epoch", "first_seq", "hash_before", "kinds", "release",
@@ -38,7 +38,7 @@ class Prepared:
         release: Ints,
         encoders: Mapping[str, Encoder],
         first_seq: int,
-        hash_before: blake2b,
+        hash_before: Callable[[], blake2b],
     ) -> None:
         self.session_id = session_id
         self.epoch = epoch
@@ -84,7 +84,7 @@ class Prepared:
 
     def hash_upto(self, row: int) -> blake2b:
         """Return the session's content hash after the first `row` ticks of this block."""
-        digest = self.hash_before.copy()
+        digest = self.hash_before().copy()
         if row:
             digest.update(self.records().bytes(0, row))
         return digest

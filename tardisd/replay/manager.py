@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from tardisd.plugins.sink import Sink
 from tardisd.plugins.storage import Storage
 from tardisd.replay.delivery import Delivery
 from tardisd.replay.session import ReplaySession, check_speed
-from tardisd.replay.source import has_rows, material
+from tardisd.replay.source import Workers, has_rows, material
 from tardisd.replay.timeline import Tuning
 from tardisd.state import SessionRecord, State
 from tardisd.wall import wall_ns
@@ -64,6 +65,8 @@ class SessionManager:
         self._limits = limits or SessionLimits()
         #: The threads in which sessions read ahead and encode.
         self.limiter = trio.CapacityLimiter(self._limits.encoding_threads)
+        # Its thread starts with the first block, and ends when this object goes.
+        self._workers = Workers(self.limiter, ThreadPoolExecutor(1, "tardisd hash"))
         self._sessions: dict[str, ReplaySession] = {}
         self._reserved: set[str] = set()
         self._nursery: trio.Nursery | None = None
@@ -122,7 +125,7 @@ class SessionManager:
             self._reserved.discard(session_id)
         nursery = self._running_nursery()
         session = ReplaySession(
-            session_id, request, materials, storage, self.limiter, self._limits.tuning
+            session_id, request, materials, storage, self._workers, self._limits.tuning
         )
         session.sinks = deliveries = [Delivery(session, name, sink) for name, sink in sinks]
         created_at = wall_ns()
@@ -222,7 +225,7 @@ class SessionManager:
             request = _from_json(record.session_id, record.request)
             storage = next(iter(self._storages.values()))
             session = ReplaySession(
-                record.session_id, request, [], storage, self.limiter, self._limits.tuning
+                record.session_id, request, [], storage, self._workers, self._limits.tuning
             )
             session.restore(record.status, end)
             self._sessions[record.session_id] = session

@@ -24,7 +24,7 @@ from tardisd.replay.block import Prepared, make_encoders
 from tardisd.replay.digest import new_digest
 from tardisd.replay.fanout import Follower
 from tardisd.replay.merge import Mark
-from tardisd.replay.source import Material, Source
+from tardisd.replay.source import Material, Source, Workers
 from tardisd.replay.timeline import Timeline, Tuning
 from tardisd.supervise import attempt, describe
 from tardisd.wall import wall_ms
@@ -51,7 +51,7 @@ class ReplaySession:
         request: SessionRequest,
         materials: Sequence[Material],
         storage: Storage[Any],
-        limiter: trio.CapacityLimiter,
+        workers: Workers,
         tuning: Tuning,
     ) -> None:
         self.session_id = session_id
@@ -86,7 +86,7 @@ class ReplaySession:
             lambda: self._demand,
             request.publish_delay,
             frame.lookahead,
-            limiter,
+            workers,
         )
 
     def restore(self, status: str, end: dict[str, Any]) -> None:

@@ -6,9 +6,12 @@ own task only slices and hands out. Memory is one stored batch per series and a 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import trio
@@ -26,6 +29,19 @@ from tardisd.wire.encode import Encoder
 READ_AHEAD_BLOCKS = 2
 # A job in a worker thread costs as much as encoding several hundred ticks.
 TICKS_A_JOB = 2 * BLOCK_TICKS
+HASH_AHEAD_BLOCKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The threads that all sessions share.
+
+    `limiter` is for merging and encoding. Hashing has one of its own: it is a few long calls that
+    do without the interpreter, so it runs beside everything else.
+    """
+
+    limiter: trio.CapacityLimiter
+    hasher: Executor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +70,7 @@ class Source:
     demand: Callable[[], frozenset[str]]
     publish_delay: int
     lookahead: bool
-    limiter: trio.CapacityLimiter
+    workers: Workers
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[trio.MemoryReceiveChannel[Prepared | Mark]]:
@@ -92,7 +108,8 @@ class Source:
                                 track.finish()
                             else:
                                 merger.feed(track, batch)
-                    for item in await trio.to_thread.run_sync(preparer.work, limiter=self.limiter):
+                    work = preparer.work
+                    for item in await trio.to_thread.run_sync(work, limiter=self.workers.limiter):
                         await send.send(item)
 
     async def _next_batch(self, channel: trio.MemoryReceiveChannel[Batch]) -> Batch | None:
@@ -113,7 +130,7 @@ class _Preparer:
         self._window: Window | None = None
         self._items: Iterator[Mark | tuple[int, int]] = iter(())
         self._seq = 1
-        self._digest = new_digest()
+        self._hashes: deque[Future[blake2b]] = deque([source.workers.hasher.submit(new_digest)])
 
     @property
     def busy(self) -> bool:
@@ -151,12 +168,25 @@ class _Preparer:
             piece.release,
             source.encoders,
             self._seq,
-            self._digest.copy(),
+            self._hashes[-1].result,
         )
-        self._digest.update(block.records().bytes())
+        self._hash(block)
         for form in source.demand():
             block.encode(form)
         return block
+
+    def _hash(self, block: Prepared) -> None:
+        """Have the block hashed by the next thread; at most a few blocks wait for it."""
+        before = self._hashes[-1]
+
+        def after() -> blake2b:
+            digest = before.result().copy()
+            digest.update(block.records().bytes())
+            return digest
+
+        self._hashes.append(self._source.workers.hasher.submit(after))
+        if len(self._hashes) > HASH_AHEAD_BLOCKS:
+            self._hashes.popleft().result()
 
 
 async def has_rows(storage: Storage[Any], series: Series, span: Span) -> bool:

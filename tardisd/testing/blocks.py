@@ -70,7 +70,7 @@ def make_stream(
                 piece.release,
                 encoders,
                 seq,
-                digest.copy(),
+                digest.copy().copy,
             )
             digest.update(block.records().bytes())
             seq += len(block)

@@ -37,13 +37,13 @@ class Grid:
             (self.rows,), dtype, buffer=self.buffer, offset=offset, strides=(self.width,)
         )
 
-    def put_digits(self, offset: int, values: Ints, width: int) -> None:
-        """Write non-negative integers right-aligned in `width` bytes, blanks on the left.
+    def put_digits(self, offset: int, values: Ints, low: int, high: int) -> None:
+        """Write non-negative integers right-aligned, blanks on the left.
 
-        `width` is the number of digits of the largest.
+        `low` and `high` are the smallest and the largest; the latter's digits are the width.
         """
         rest: Any = values
-        low, high = int(values.min()), int(values.max())
+        width = digit_count(high)
         end = offset + width
         while end > offset:
             size = min(4, end - offset)
@@ -77,11 +77,11 @@ class Grid:
             words[...] = _digits(size, True).take(digits)
             rest = above
 
-    def put_quoted(self, offset: int, values: Ints, width: int) -> None:
-        """Write `"123` right-aligned in width + 1 bytes; the closing quote is the caller's."""
-        self.put_digits(offset + 1, values, width)
+    def put_quoted(self, offset: int, values: Ints, low: int, high: int) -> None:
+        """Write `"123` as put_digits does; the closing quote is the caller's."""
+        self.put_digits(offset + 1, values, low, high)
+        width, fewest = digit_count(high), digit_count(low)
         end = offset + 1 + width
-        fewest = digit_count(int(values.min()))
         if fewest == width:
             self.buffer[:, offset] = _QUOTE
             return
@@ -156,7 +156,7 @@ def fraction_digits(times: Ints) -> int:
 
 def _largest(count: int) -> int:
     """Return the largest int64 of so many digits."""
-    return min(10**count - 1, 2**63 - 1)
+    return int(min(10**count - 1, 2**63 - 1))
 
 
 def _day(day: int) -> bytes:

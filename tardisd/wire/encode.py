@@ -190,10 +190,10 @@ def _datetimes(times: Ints, end: bytes = b'"') -> Slot:
 
 
 def _integers(values: Ints) -> Slot:
-    if int(values.min()) < 0:
+    low, high = int(values.min()), int(values.max())
+    if low < 0:
         return _texts([str(value) for value in values.tolist()])
-    width = digit_count(int(values.max()))
-    return Slot(width, lambda grid, at: grid.put_digits(at, values, width))
+    return Slot(digit_count(high), lambda grid, at: grid.put_digits(at, values, low, high))
 
 
 def _texts(texts: Iterable[str]) -> Slot:
@@ -213,10 +213,10 @@ def _sides(sides: NDArray[np.uint8], texts: tuple[bytes, bytes, bytes]) -> Slot:
 
 
 def _id_pieces(ids: Ids) -> Iterator[_Piece]:
-    if ids.dtype.kind == "i" and int(ids.min()) >= 0:
-        width = digit_count(int(ids.max()))
+    if ids.dtype.kind == "i" and (low := int(ids.min())) >= 0:
+        high = int(ids.max())
         yield b',"id":'
-        yield Slot(width + 1, lambda grid, at: grid.put_quoted(at, ids, width))
+        yield Slot(digit_count(high) + 1, lambda grid, at: grid.put_quoted(at, ids, low, high))
         yield b'"'
         return
     texts = ids.tolist()
@@ -236,7 +236,8 @@ def _number_pieces(prefix: bytes, parts: Parts, keep_prefix: bool = False) -> It
     """Return the pieces of a decimal column; where a value is absent its prefix goes too."""
     absent = None if parts.present is None else np.flatnonzero(~parts.present)
     whole, fraction, scale = parts.whole, parts.fraction, parts.scale
-    negative = bool((whole < 0).any()) or (fraction is not None and bool((fraction < 0).any()))
+    low, high = int(whole.min()), int(whole.max())
+    negative = low < 0 or (fraction is not None and int(fraction.min()) < 0)
     if absent is not None and not keep_prefix:
         prefix, lead = b"", prefix
     else:
@@ -245,11 +246,11 @@ def _number_pieces(prefix: bytes, parts: Parts, keep_prefix: bool = False) -> It
     if negative:
         number = _texts(text or "" for text in _decimal_texts(parts))
     else:
-        digits = digit_count(int(whole.max()))
+        digits = digit_count(high)
         width = digits + (scale + 1 if fraction is not None else 0)
 
         def write(grid: Grid, at: int) -> None:
-            grid.put_digits(at, whole, digits)
+            grid.put_digits(at, whole, low, high)
             if fraction is not None:
                 grid.buffer[:, at + digits] = ord(".")
                 grid.put_fixed(at + digits + 1, fraction, scale)

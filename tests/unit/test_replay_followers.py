@@ -127,7 +127,7 @@ def test_one_that_blocks_and_reads_nothing_harms_only_itself_in_the_end():
         assert session.status()["waiting_for"] == ["stuck"]
         assert not other.done.is_set()
         held = len(other.seqs())
-        assert held <= 4096 + 2048
+        assert held <= 4096 + 4096
         await stuck.wait_evicted()
         assert trio.current_time() == pytest.approx(60)
         await other.done.wait()

@@ -35,8 +35,8 @@ Printer = Callable[[Batch], Sequence[Piece]]
 
 def integers(values: Ints) -> Cell:
     """Print non-negative integers."""
-    width = digit_count(int(values.max())) if len(values) else 1
-    return Cell(width, lambda grid, at: grid.put_digits(at, values, width))
+    low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    return Cell(digit_count(high), lambda grid, at: grid.put_digits(at, values, low, high))
 
 
 def decimals(column: Decimals, digits: int, least: int | None = None) -> Cell:
@@ -45,11 +45,12 @@ def decimals(column: Decimals, digits: int, least: int | None = None) -> Cell:
     With `least`, insignificant zeros go until that many digits are left; at 0 the point goes too.
     """
     whole, fraction = column.parts(digits)
-    width = digit_count(int(whole.max())) if len(whole) else 1
+    low, high = (int(whole.min()), int(whole.max())) if len(whole) else (0, 0)
+    width = digit_count(high)
     size = width + 1 + digits if digits else width
 
     def put(grid: Grid, at: int) -> None:
-        grid.put_digits(at, whole, width)
+        grid.put_digits(at, whole, low, high)
         if not digits:
             return
         point = at + width
