@@ -179,7 +179,12 @@ async def _compare(storage: Storage[Any], series: Series, span: Span) -> list[Ch
     checks = []
     for candle in pairs:
         check = Check(f"{candle.data_type} against trades")
-        compared = await compare_candles(storage, candle, trade, span)
+        checks.append(check)
+        try:
+            compared = await compare_candles(storage, candle, trade, span)
+        except StorageCorrupt as error:
+            check.blame(error.message)
+            continue
         check.checked = compared.candles
         if not compared.candles and not compared.orphans:
             check.skip("candles and trades are not stored of one time")
@@ -188,5 +193,4 @@ async def _compare(storage: Storage[Any], series: Series, span: Span) -> list[Ch
         check.problems = compared.different
         if compared.orphans:
             check.blame(f"{compared.orphans:,} trades lie in no candle", compared.orphans)
-        checks.append(check)
     return checks

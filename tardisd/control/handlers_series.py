@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from tardisd.backfill.ledger import find_gaps
@@ -40,7 +39,10 @@ class SeriesMethods:
             "series": series.text,
             "stored": bool(known),
             "spans": [span_json(covered) for covered in part],
-            "months": [asdict(month) for month in coverage_strip(known, span)] if span else [],
+            "months": [
+                {"month": month.name, "days": month.days}
+                for month in (coverage_strip(known, span) if span else [])
+            ],
         }
 
     async def gaps(self, params: GapsOf, call: Call) -> dict[str, Any]:
