@@ -26,14 +26,15 @@ _MOST_HOLES = 20  # asked for again one by one
 
 
 class CandlePager:
-    """The candles of `span`, page by page. `span` ends at or before the venue's clock."""
+    """The candles of `span` that have closed by a time (ns), page by page."""
 
-    def __init__(self, rest: Rest, series: Series, span: Span) -> None:
+    def __init__(self, rest: Rest, series: Series, span: Span, closed_by: int) -> None:
         interval = series.data_type.interval
         assert interval is not None
         self._rest = rest
         self._series = series
         self._interval = interval
+        self._closed_by = closed_by
         self._cursor = span.start
         self._end = span.end
 
@@ -42,8 +43,11 @@ class CandlePager:
         if self._cursor >= self._end:
             return None
         for _ in range(_TRIES):
+            batch = await self._rest.klines(self._series, self._cursor, self._end)
+            batch = self._closed(batch)
+            if self._cursor >= self._end:
+                return None
             span = Span(self._cursor, self._end)
-            batch = await self._rest.klines(self._series, span.start, span.end)
             if len(batch):
                 end = _page_end(batch.ts_event, self._interval, span)
                 page = batch[batch.ts_event < end]
@@ -61,6 +65,14 @@ class CandlePager:
             )
         self._cursor = end
         return Page(tidy(batch), Span(span.start, end), source=SOURCE)
+
+    def _closed(self, batch: Batch) -> Batch:
+        """Return the closed candles; the span ends where one is open, whatever its grid."""
+        still_open = closes(batch.ts_event, self._interval) > self._closed_by
+        if not still_open.any():
+            return batch
+        self._end = min(self._end, int(batch.ts_event[still_open][0]))
+        return batch[~still_open]
 
 
 async def fill_holes(rest: Rest, series: Series, batch: Batch, span: Span) -> Batch:

@@ -20,7 +20,7 @@ from tardisd.log import Log
 from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.series import SPOT, SWAP, Instrument, Series
-from tardisd.market.span import Span
+from tardisd.market.span import Gap, Span
 from tardisd.market.time import DAY, EARLIEST, HOUR, MINUTE, SECOND, Interval
 from tardisd.plugins.base import Context, Options
 from tardisd.plugins.exchange import Availability, Exchange, Page
@@ -195,7 +195,9 @@ class Binance(Exchange[BinanceOptions]):
         if self._file(plan, cursor, end) is not None:
             begin = min(await self._first_day(series), end)
             if begin > cursor:  # years without a file need no questions
-                yield Page(Batch.empty(series), Span(cursor, begin), source="before the first day")
+                part = Span(cursor, begin)
+                gaps = () if interval is None else (Gap(part, "no_trades"),)
+                yield Page(Batch.empty(series), part, gaps, source="before the first day")
                 cursor = begin
         while cursor < end:
             file = self._file(plan, cursor, end)
@@ -206,7 +208,7 @@ class Binance(Exchange[BinanceOptions]):
                 if reach > cursor:
                     hole = Span(cursor, reach)
                     yield Page(Batch.empty(series), hole, source="not had", holes=(hole,))
-                pager = self._pager(series, Span(reach, stop))
+                pager = self._pager(series, Span(reach, stop), now - SETTLE_NS)
                 while (page := await pager.next()) is not None:
                     yield page
                 cursor = stop
@@ -232,10 +234,10 @@ class Binance(Exchange[BinanceOptions]):
     def _file(self, plan: Plan, cursor: int, end: int) -> File | None:
         return None if self.options.archives == "never" else plan.at(cursor, end)
 
-    def _pager(self, series: Series, span: Span) -> CandlePager | TradePager:
+    def _pager(self, series: Series, span: Span, closed_by: int) -> CandlePager | TradePager:
         rest = self._rest[series.symbol.kind]
         if series.data_type.interval is not None:
-            return CandlePager(rest, series, span)
+            return CandlePager(rest, series, span, closed_by)
         return TradePager(rest, series, span)
 
     def _rest_since(self, series: Series, now: int) -> int | None:
@@ -272,7 +274,12 @@ class Binance(Exchange[BinanceOptions]):
             return EARLIEST
         if key not in self._begins:
             days = Series.of(series.exchange, str(series.symbol), "candle_1d")
-            found = await self._rest[key[0]].klines(days, EARLIEST, limit=1)
+            try:
+                found = await self._rest[key[0]].klines(days, EARLIEST, limit=1)
+            except RequestError as error:
+                if error.code != "bad_request":
+                    raise
+                return EARLIEST  # no longer listed; the archives keep what was
             if not len(found):
                 return EARLIEST
             self._begins[key] = Interval(1, "d").floor(int(found.ts_event[0]))

@@ -23,7 +23,7 @@ from binance_rig import (
 )
 
 import tardisd.testing.venues.faults as faults
-from tardisd.errors import PluginError, Retry
+from tardisd.errors import PluginError, RequestError, Retry
 from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd.market.time import DAY, HOUR, MINUTE, parse_time
@@ -308,7 +308,18 @@ async def test_years_before_the_first_day_need_no_questions(tmp_path):
     pages = await fetched(venue, tmp_path, str(MINUTES.series), wanted)
     assert_same(pages, MINUTES, wanted)
     assert pages[0].span == Span(wanted.start, at("01-25"))
+    assert [gap.cause for gap in pages[0].gaps] == ["no_trades"]
     assert len(venue.requests) < 30
+
+
+async def test_what_is_no_longer_listed_is_still_in_the_archives(tmp_path):
+    unknown = Refuse(match="api/v3/klines", status=400, times=None)
+    wanted = span("02-01", "03-01")
+    venue = venue_of(MINUTES, faults=[unknown])
+    pages = await fetched(venue, tmp_path, str(MINUTES.series), wanted)
+    assert_same(pages, MINUTES, wanted)
+    with pytest.raises(RequestError, match="no symbol BTCUSDT"):
+        await fetched(venue, tmp_path, str(MINUTES.series), span("02-01", "03-10"))
 
 
 async def test_archives_alone(tmp_path):

@@ -82,6 +82,18 @@ async def test_the_candle_in_progress_is_left_out(tmp_path):
     assert pages[-1].span.end == at("03-20T11:59")
 
 
+async def test_a_candle_in_progress_on_another_grid_is_left_out_too(tmp_path):
+    """Where candles of three days begin is the venue's affair."""
+    aligned = candles(f"{SPOT}@candle_3d", "01-01", "03-21")
+    truth = replace(aligned, ts_event=aligned.ts_event - 24 * 3600 * SECOND)
+    last = int(truth.ts_event[-2])
+    venue = venue_of(truth, clock=last + 48 * 3600 * SECOND + 5 * SECOND)
+    pages = await fetched(venue, tmp_path, **never(truth, Span(int(truth.ts_event[3]), NOW)))
+    found = joined(truth.series, pages)
+    assert int(found.ts_event[-1]) == int(truth.ts_event[-3])
+    assert pages[-1].span.end == last
+
+
 async def test_the_future_has_no_pages(tmp_path):
     venue = venue_of(MINUTES)
     assert await fetched(venue, tmp_path, **never(MINUTES, span("03-21", "03-22"))) == []
