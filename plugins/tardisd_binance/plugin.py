@@ -221,8 +221,8 @@ class Binance(Exchange[BinanceOptions]):
                             cursor = piece.span.end
                     else:
                         plan.missing(file)
-            except (Missing, DataError) as error:
-                log.info("archive not used", file=file.name, reason=error.message)
+            except (Missing, DataError) as error:  # what is wrong with a file is logged there
+                log.debug("archive not used", file=file.name, reason=error.message)
                 plan.missing(file)
             except (PluginError, RequestError) as error:
                 # Candles are had over REST too; of trades it would be too many.

@@ -20,7 +20,7 @@ from tardisd.testing.venues.binance import BinanceVenue
 from tardisd.venue.client import Patience
 from tardisd_binance.plugin import Binance, BinanceOptions
 
-HASTY = Patience(attempts=5, first_wait_secs=0.001, most_wait_secs=0.01, request_secs=2.0)
+HASTY = Patience(attempts=5, first_wait_secs=0.001, most_wait_secs=0.01, request_secs=1.0)
 NOW = parse_time("2024-03-20T12:00:30Z")
 SPOT, SWAP = "binance:BTC/USDT", "binance:BTC/USDT:USDT"
 

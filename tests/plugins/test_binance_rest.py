@@ -238,8 +238,8 @@ TROUBLES = {
     "cut off": Truncate(after_bytes=100, times=2),
     "reset": Reset(after_bytes=100, times=2),
     "reset at once": Reset(times=2),
-    "stall": Stall(secs=3.0),
-    "stall within": Stall(secs=3.0, after_bytes=50),
+    "stall": Stall(secs=1.5),
+    "stall within": Stall(secs=1.5, after_bytes=50),
 }
 
 
@@ -339,7 +339,7 @@ async def test_the_rate_limit_is_never_exceeded_and_well_used(tmp_path):
     async with venue.serve(), plugin_at(venue, tmp_path, archives="never") as plugin:
         budget = plugin.context.budgets.opened[0]
         budget._windows["spot weight"].limit = limit
-        for _ in range(8):
+        for _ in range(5):
             for one, wanted in zip(series, (span("03-17", "03-20"), HOUR), strict=True):
                 await fetch_pages(plugin, one, wanted)
     assert 0.7 < venue.most_used()["rest weight"] <= 0.85
