@@ -103,7 +103,7 @@ def usual_verdict(answer: httpx.Response) -> Verdict:
     told = f"HTTP {status} {answer.reason_phrase}".rstrip()
     if 200 <= status < 300:
         return FINE
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.IM_A_TEAPOT):
         return Verdict(retry=told, cool_down_secs=COOL_DOWN_SECS if wait is None else wait)
     if status >= 500 or status == HTTPStatus.REQUEST_TIMEOUT:
         return Verdict(retry=told, cool_down_secs=wait)
