@@ -25,7 +25,7 @@ _HOMES = {
     "plugins.secret": ["Secret"],
     "plugins.sessions": ["Block", "Notice", "Session", "SessionRequest", "Subscription"],
     "plugins.sink": ["Sink", "Writer"],
-    "plugins.storage": ["Appended", "SeriesInfo", "Storage"],
+    "plugins.storage": ["Appended", "Provenance", "SeriesInfo", "Storage"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

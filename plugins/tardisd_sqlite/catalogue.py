@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from tardisd.market.series import Instrument, Series, Symbol
 from tardisd.market.span import COVERED_CAUSES, UNCOVERED_CAUSES, Coverage, Gap, Span
-from tardisd.plugins.storage import Appended, SeriesInfo
+from tardisd.plugins.storage import Appended, Provenance, SeriesInfo
 from tardisd_sqlite.schema import ALIVE
 
 # Causes that can only be said of time that is not covered.
@@ -220,6 +220,19 @@ def note(
             appended.added, appended.unchanged, appended.revised,
         ),
     )  # fmt: skip
+
+
+def notes(connection: sqlite3.Connection, series_id: int, limit: int) -> list[Provenance]:
+    """Return where the pages stored last came from, newest first."""
+    rows = connection.execute(
+        "SELECT start_ts, end_ts, source, stored_at, added, unchanged, revised FROM provenance"
+        " WHERE series_id = ? ORDER BY id DESC LIMIT ?",
+        (series_id, limit),
+    )
+    return [
+        Provenance(Span(start, end), source or "", stored_at, Appended(*counts))
+        for start, end, source, stored_at, *counts in rows
+    ]
 
 
 def instrument(connection: sqlite3.Connection, series: Series) -> Instrument | None:

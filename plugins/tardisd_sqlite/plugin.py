@@ -20,7 +20,7 @@ from tardisd.market.series import Instrument, Series
 from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.base import Context, Options
 from tardisd.plugins.exchange import Page
-from tardisd.plugins.storage import Appended, SeriesInfo, Storage
+from tardisd.plugins.storage import Appended, Provenance, SeriesInfo, Storage
 from tardisd.wall import wall_ns
 from tardisd_sqlite import catalogue, chunks
 from tardisd_sqlite.access import Access, Handle
@@ -217,6 +217,15 @@ class SqliteStorage(Storage[SqliteOptions]):
         return await self._access.read(
             lambda handle: catalogue.instrument(handle.connection, series)
         )
+
+    async def provenance(self, series: Series, limit: int) -> Sequence[Provenance]:
+        """Return where the pages stored last came from, newest first."""
+
+        def look(handle: Handle) -> list[Provenance]:
+            entry = catalogue.find(handle.connection, series)
+            return catalogue.notes(handle.connection, entry.id, limit) if entry else []
+
+        return await self._access.read(look)
 
     async def _find(self, series: Series) -> catalogue.Entry | None:
         return await self._access.read(lambda handle: catalogue.find(handle.connection, series))

@@ -54,11 +54,13 @@ async def run_backfill(
     anew where something follows them. Raises what the exchange raises (RequestError, PluginError),
     DataError for a page that fails its checks, StorageError. What then is still missing of the span
     being fetched is recorded as a gap with the cause `fetch_failed`, unless the venue was reached
-    and refused the request.
+    and refused the request. A RequestError `no_data` is about one stretch of time only, so it is
+    raised after the others have been fetched.
     """
     missing = missing_spans(series, span, await storage.coverage(series), again=again)
     total = sum(part.length for part in missing)
     done, pages, rows = 0, 0, Appended()
+    out_of_reach: RequestError | None = None
     for part in missing:
         cursor = part.start
         try:
@@ -72,12 +74,17 @@ async def run_backfill(
                     text = f"{series}: {rows.added:,} rows added"
                     progress(Progress(done + cursor - part.start, total, "ns", text))
         except (PluginError, DataError, RequestError) as error:
+            if isinstance(error, RequestError) and error.code == "no_data":
+                out_of_reach = out_of_reach or error
+                continue
             if isinstance(error, RequestError) and error.code != "fetch_failed":
                 raise
             rest = (await storage.coverage(series)).gaps(Span(cursor, part.end))
             await storage.record_gaps(series, [Gap(gap, "fetch_failed") for gap in rest])
             raise
         done += part.length
+    if out_of_reach is not None:
+        raise out_of_reach
     complete = (await storage.coverage(series)).covers(span)
     return BackfillResult(pages, rows.added, rows.unchanged, rows.revised, complete)
 

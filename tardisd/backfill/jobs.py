@@ -16,6 +16,7 @@ from typing import Any
 import trio
 
 from tardisd.backfill.fetching import fetch_part, patiently
+from tardisd.backfill.instruments import InstrumentKeeper
 from tardisd.backfill.plan import closed_before, missing_spans
 from tardisd.backfill.records import (
     CANCELLED,
@@ -72,6 +73,7 @@ class JobBook:
         self._fetching: dict[tuple[str, str], trio.Lock] = {}
         self._rooms: dict[str, trio.Semaphore] = {}
         self._stored_at: dict[int, float] = {}
+        self._instruments = InstrumentKeeper()
 
     @property
     def closed(self) -> bool:
@@ -270,6 +272,8 @@ class JobBook:
                 _, error = await outcome(
                     partial(fetch_part, part, span, exchange, storage, again=again, on_page=on_page)
                 )
+                if part.pages:
+                    await self._instruments.keep(part.series, part.exchange, exchange, storage)
         if error is None:
             part.state, part.message = FINISHED, ""
         else:

@@ -14,6 +14,8 @@ from tardisd.cli.ctl_common import (
     ControlGroup,
     as_length,
     as_size,
+    as_time,
+    draw_facts,
     pass_control,
 )
 
@@ -54,6 +56,45 @@ def series_list(control: Control, storage: str | None) -> None:
         render.table(("series", "rows", "first", "last", "size", "version"), rows)
 
     control.show(control.call("series.list", given(storage=storage)), draw)
+
+
+@series.command("show")
+@click.argument("name", metavar="SERIES", type=SERIES)
+@click.option("--limit", type=click.IntRange(1, 10_000), help="List at most so many pages.")
+@storage_option
+@pass_control
+def series_show(control: Control, name: str, limit: int | None, storage: str | None) -> None:
+    """Print what is known of a series, and where its newest pages came from."""
+    control.show(control.call("series.show", given(series=name, limit=limit, storage=storage)),
+                 _draw_series)  # fmt: skip
+
+
+def _draw_series(found: Any) -> None:
+    facts = {
+        "series": found["series"],
+        "rows": f"{found['rows']:,}",
+        "first": found["first_time"],
+        "last": found["last_time"],
+        "size": as_size(found["size_bytes"]),
+        "version": found["version"],
+        "tick size": found["tick_size"],
+        "lot size": found["lot_size"],
+        "listed": None if found["listed_at"] is None else as_time(found["listed_at"]),
+    }
+    draw_facts({name: value for name, value in facts.items() if value is not None})
+    click.echo()
+    rows = [
+        (
+            page["start"],
+            page["end"],
+            f"{page['added']:,}",
+            f"{page['revised']:,}",
+            as_time(page["stored_at"]),
+            page["source"],
+        )
+        for page in found["pages"]
+    ]
+    render.table(("from", "to", "added", "revised", "stored", "source"), rows)
 
 
 @series.command("coverage")

@@ -35,6 +35,7 @@ def handlers_for(services: Services) -> Mapping[str, Handler]:
         "instance.list": daemon.instance_list,
         "instance.show": daemon.instance_show,
         "series.list": series.list,
+        "series.show": series.show,
         "series.coverage": series.coverage,
         "series.gaps": series.gaps,
         "series.delete": series.delete,

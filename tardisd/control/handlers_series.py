@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from tardisd.backfill.ledger import find_gaps
 from tardisd.backfill.strip import coverage_strip
 from tardisd.control.call import Call
-from tardisd.control.methods import Deletion, GapsOf, InStorage, SeriesPart
+from tardisd.control.methods import Deletion, GapsOf, InStorage, SeriesPart, Showing
 from tardisd.control.services import Services
 from tardisd.control.values import instant_json, part_of, series_of, span_json, span_of
 from tardisd.errors import RequestError
 from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd.market.time import EARLIEST, LATEST, format_time
-from tardisd.plugins.storage import SeriesInfo
+from tardisd.plugins.storage import Provenance, SeriesInfo
 
 
 class SeriesMethods:
@@ -28,6 +29,23 @@ class SeriesMethods:
         return [
             _info_json(info) for info in await self._services.storage(params.storage).list_series()
         ]
+
+    async def show(self, params: Showing, call: Call) -> dict[str, Any]:
+        """Return one series and where its rows came from."""
+        series = series_of(params.series)
+        storage = self._services.storage(params.storage)
+        known = [info for info in await storage.list_series() if info.series.key == series.key]
+        if not known:
+            raise RequestError("no_data", f"nothing is stored of {series}")
+        instrument = await storage.instrument(series)
+        pages = await storage.provenance(series, params.limit)
+        return {
+            **_info_json(known[0]),
+            "tick_size": instrument and instrument.tick_size,
+            "lot_size": instrument and instrument.lot_size,
+            "listed_at": instrument and instant_json(instrument.listed_at),
+            "pages": [_page_json(page) for page in pages],
+        }
 
     async def coverage(self, params: SeriesPart, call: Call) -> dict[str, Any]:
         """Return the spans known to be complete."""
@@ -86,6 +104,15 @@ def _info_json(info: SeriesInfo) -> dict[str, Any]:
         "last_time": None if info.last is None else format_time(info.last),
         "size_bytes": info.size_bytes,
         "version": info.version,
+    }
+
+
+def _page_json(page: Provenance) -> dict[str, Any]:
+    return {
+        **span_json(page.span),
+        "source": page.source,
+        "stored_at": instant_json(page.stored_at),
+        **asdict(page.rows),
     }
 
 

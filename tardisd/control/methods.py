@@ -66,6 +66,12 @@ class GapsOf(SeriesPart, frozen=True, forbid_unknown_fields=True, kw_only=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10_000
 
 
+class Showing(OneSeries, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One series; at most `limit` of the pages stored last are told of."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 20
+
+
 class Deletion(SeriesPart, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What to delete: `from` and `to`, or `all`."""
 
@@ -186,6 +192,7 @@ METHODS: Mapping[str, Method] = {
         Method("instance.list", NoParams, "List configured instances and their state."),
         Method("instance.show", Named, "Return one instance's state."),
         Method("series.list", InStorage, "List stored series."),
+        Method("series.show", Showing, "Return one series and where its rows came from."),
         Method("series.coverage", SeriesPart, "Return the spans known to be complete."),
         Method("series.gaps", GapsOf, "Return the gaps and their causes."),
         Method("series.delete", Deletion, "Delete rows and their coverage."),

@@ -44,6 +44,16 @@ class SeriesInfo:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a page came from, when it was stored (wall clock, ns), and what it changed."""
+
+    span: Span
+    source: str
+    stored_at: int
+    rows: Appended
+
+
 class Storage(Plugin[OptionsT]):
     """Keeps ticks. Every method may be called from several tasks at once."""
 
@@ -101,6 +111,13 @@ class Storage(Plugin[OptionsT]):
     @abstractmethod
     async def put_instrument(self, instrument: Instrument) -> None:
         """Keep the instrument, replacing what is known of the same exchange and symbol."""
+
+    async def provenance(self, series: Series, limit: int) -> Sequence[Provenance]:
+        """Return where the pages stored last came from, newest first, at most `limit`.
+
+        Optional: a storage that does not keep it returns nothing.
+        """
+        return ()
 
     @abstractmethod
     async def delete(self, series: Series, span: Span) -> int:

@@ -216,6 +216,18 @@ def test_rules_keep_up(tmp_path):
         assert one.json("data", "verify", TRADES)["ok"]
 
 
+def test_where_rows_came_from(daemon):
+    eth = "synthetic:ETH/USDT@candle_1h"
+    assert f"nothing is stored of {eth}" in daemon.ctl("series", "show", eth, code=1)
+    daemon.ctl("backfill", "run", eth, *DAY, "--wait")
+    shown = daemon.json("series", "show", eth)
+    assert shown["rows"] == shown["pages"][0]["added"] == 24
+    assert shown["tick_size"] is not None
+    told = daemon.ctl("series", "show", eth)
+    assert re.search(r"^2024-03-01T\S+ +2024-03-02T\S+ +24 +0 +20\S+Z +synthetic, seed 1$", told,
+                     re.MULTILINE)  # fmt: skip
+
+
 def test_coverage_is_drawn(daemon):
     daemon.ctl("backfill", "run", "synthetic:SOL/USDT@candle_1h", "--wait",
                "--from", "2024-01-31T06:00:00Z", "--to", "2024-02-03")  # fmt: skip

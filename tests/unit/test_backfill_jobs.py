@@ -140,6 +140,40 @@ async def test_what_is_final_is_not_tried_again(rig):
     assert len(rig.venue.asked) == 2
 
 
+async def test_a_stretch_out_of_reach_does_not_hold_the_newest_back(rig):
+    middle = Span(START + DAY // 4, START + DAY // 2)
+    async with rig.life() as book:
+        await rig.submit(book, CANDLES, span=middle).ended.wait()
+        rig.venue.troubles = [RequestError("no_data", "the archive begins later")]
+        rig.venue.trouble_first = True
+        job = rig.submit(book, CANDLES)
+        await job.ended.wait()
+    assert (job.state, job.message) == ("failed", "the archive begins later")
+    assert await rig.storage.coverage(CANDLES) == Coverage([Span(middle.start, TODAY.end)])
+    assert not await rig.storage.gaps(CANDLES)
+
+
+async def test_tick_sizes_are_kept_with_the_data(rig):
+    eth = Series.parse("synthetic:ETH/USDT@candle_1h")
+    lists = 0
+    instruments = rig.venue.instruments
+
+    async def listing():
+        nonlocal lists
+        lists += 1
+        return await instruments()
+
+    rig.venue.instruments = listing
+    async with rig.life() as book:
+        await rig.submit(book, CANDLES, TRADES, eth, *OTHERS).ended.wait()
+        await rig.submit(book, CANDLES).ended.wait()
+    assert lists == 1
+    kept = await rig.storage.instrument(CANDLES)
+    assert kept in await instruments()
+    assert str(kept.symbol) == "BTC/USDT"
+    assert await rig.storage.instrument(OTHERS[0]) is None
+
+
 async def test_a_bug_of_a_plugin_fails_its_job_alone(rig):
     rig.venue.troubles = [ZeroDivisionError("oops")]
     async with rig.life() as book:
