@@ -169,9 +169,13 @@ def run_engine(
     storage: Storage[Any] | None = None,
     sinks: Mapping[str, Sink[Any]] | None = None,
     limits: SessionLimits | None = None,
+    limiters: Sequence[trio.CapacityLimiter] = (),
     state: Path = Path(":memory:"),
 ) -> T:
-    """Run `main` with an engine, in virtual time, and return what it returns."""
+    """Run `main` with an engine, in virtual time, and return what it returns.
+
+    `limiters` are those of threads that sinks or storages start.
+    """
     clock = MockClock()
     kept = storage or MemoryStorage()
 
@@ -179,7 +183,8 @@ def run_engine(
         own = State(state)
         manager = SessionManager({"main": kept}, "main", sinks or {}, own, limits)
         try:
-            async with virtual_time(clock, manager.limiter), trio.open_nursery() as nursery:
+            threads = (manager.limiter, *limiters)
+            async with virtual_time(clock, *threads), trio.open_nursery() as nursery:
                 async with manager.run():
                     result = await main(Engine(kept, manager, nursery))
                 nursery.cancel_scope.cancel()

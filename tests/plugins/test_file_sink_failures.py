@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -19,15 +20,9 @@ import trio
 
 from tardisd.errors import NotConnected, PluginError
 from tardisd.market.series import Series
-from tardisd.market.time import parse_time
-from tardisd.plugins.base import Context
-from tardisd.plugins.exchange import Page
-from tardisd.plugins.sessions import Notice, SessionRequest
-from tardisd.replay import delivery
-from tardisd.replay.manager import SessionManager
-from tardisd.state import State
+from tardisd.market.time import SECOND, parse_time
 from tardisd.testing.blocks import make_blocks
-from tardisd.testing.memory import MemoryStorage
+from tardisd.testing.engine import run_engine
 from tardisd.testing.sink import (
     Course,
     deliver,
@@ -333,46 +328,39 @@ async def test_a_kill_leaves_only_complete_files(tmp_path, announce):
 # ---- two sinks
 
 
-async def test_a_failing_sink_is_no_other_sinks_trouble(tmp_path, monkeypatch):
-    monkeypatch.setattr(delivery, "PATIENCE_SECS", 0.2)
-    batch = random_trades(TRADES, 60_000, MIDNIGHT)
-    storage = MemoryStorage()
-    await storage.append(TRADES, Page(batch, batch.extent()))
+def test_a_failing_sink_is_no_other_sinks_trouble(tmp_path):
+    trades = random_trades(TRADES, 60_000, MIDNIGHT, mean_gap_ms=2)
+    batch = replace(trades, ts_event=trades.ts_event - trades.ts_event % SECOND)  # in bursts
     good, bad = sink_in(tmp_path, path="good.ndjson"), sink_in(tmp_path, path="bad/x.ndjson")
     (tmp_path / "bad").write_text("in the way")
-    assert isinstance(bad.context, Context)
-    state = State(tmp_path / "own" / "state.sqlite")
-    manager = SessionManager({"main": storage}, "main", {"good": good, "bad": bad}, state)
-    with trio.fail_after(60):
-        async with good.run(), bad.run(), manager.run():
-            span = batch.extent()
-            request = SessionRequest(
-                series=(TRADES,), start=span.start, end=span.end + 10**9, speed=2000.0,
-                sinks=("good", "bad", "good"),
-            )  # fmt: skip
-            session = await manager.create(request)
-            watcher = session.subscribe("block")
+
+    def states(session):
+        return {sink["name"]: (sink["state"], sink["error"]) for sink in session.status()["sinks"]}
+
+    async def main(engine):
+        await engine.store(batch)
+        async with good.run(), bad.run():
+            session = await engine.create(
+                [TRADES], batch.extent(), speed=1.0, sinks=("good", "bad", "good")
+            )
+            watcher = engine.listen(session)
             session.begin()
-            seen = 0
-            while seen < 20_000:
-                seen += len(item) if hasattr(item := await watcher.receive(), "first_seq") else 0
-            states = {sink["name"]: sink for sink in session.status()["sinks"]}
-            assert list(states) == ["good", "bad"]
-            assert states["good"] == {"name": "good", "state": "open", "error": None}
-            assert states["bad"]["state"] == "failing"
-            assert "a file stands where path needs a folder" in states["bad"]["error"]
+            await trio.sleep(30)
+            assert list(states(session)) == ["good", "bad"]
+            assert states(session)["good"] == ("open", None)
+            assert states(session)["bad"][0] == "failing"
+            assert "a file stands where path needs a folder" in states(session)["bad"][1]
             (tmp_path / "bad").unlink()
-            session.change_speed(200.0)
-            while states["bad"]["state"] != "open":
-                await watcher.receive()
-                states = {sink["name"]: sink for sink in session.status()["sinks"]}
+            await trio.sleep(31)  # the longest wait between two attempts, and one more
+            assert states(session)["bad"] == ("open", None)
             session.change_speed("max")
-            while not isinstance(item := await watcher.receive(), Notice) or item.type != "end":
-                pass
-            await manager.end_all()
-            assert [sink["state"] for sink in session.status()["sinks"]] == ["done", "done"]
-    state.close()
-    shutil.rmtree(tmp_path / "own")
+            await watcher.done.wait()
+            await engine.sessions.end_all()
+            assert states(session) == {"good": ("done", None), "bad": ("done", None)}
+            assert watcher.seqs() == list(range(1, 60_001))
+
+    threads = [good._threads, bad._threads]
+    run_engine(main, sinks={"good": good, "bad": bad}, limiters=threads)
     files = seqs_in(tmp_path)
     assert files["good.ndjson"] == list(range(1, 60_001))
     recovered = files["x.ndjson"]

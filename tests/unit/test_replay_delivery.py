@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
 import trio
@@ -10,7 +11,7 @@ import trio
 from tardisd.errors import NotConnected, Rejected, Retry
 from tardisd.market.series import Series
 from tardisd.market.span import Span
-from tardisd.market.time import HOUR, parse_time
+from tardisd.market.time import HOUR, SECOND, parse_time
 from tardisd.plugins.sessions import Notice
 from tardisd.plugins.sink import Sink, Writer
 from tardisd.replay.manager import SessionLimits
@@ -72,9 +73,15 @@ class Tape(Sink, Writer):
             self.others.append(notice)
 
 
+def trades():
+    """Return trades in bursts, so that few wake-ups make many ticks."""
+    batch = random_trades(TRADES, COUNT, START, mean_gap_ms=110)
+    return replace(batch, ts_event=batch.ts_event - batch.ts_event % (10 * SECOND))
+
+
 async def play(engine, tapes, speed=100.0, **options):
     """Replay into all tapes; return the session and what a plain follower heard."""
-    await engine.store(random_trades(TRADES, COUNT, START, mean_gap_ms=110), SPAN)
+    await engine.store(trades(), SPAN)
     session = await engine.create([TRADES], SPAN, speed=speed, sinks=tuple(tapes), **options)
     listener = engine.listen(session)
     session.begin()
@@ -136,7 +143,7 @@ def test_trouble_in_opening_loses_nothing():
     tape = Tape(opening=three_times)
 
     async def main(engine):
-        session, listener = await play(engine, ["tape"])
+        session, listener = await play(engine, ["tape"], "max")
         await until_over(session)
         assert tape.seqs == EVERYTHING
         assert listener.seqs() == EVERYTHING
@@ -170,7 +177,7 @@ def test_a_failing_sink_holds_a_session_up_for_five_seconds_then_drops_and_recov
     bad, good = Tape(for_twenty_seconds), Tape()
 
     async def main(engine):
-        await engine.store(random_trades(TRADES, COUNT, START, mean_gap_ms=110), SPAN)
+        await engine.store(trades(), SPAN)
         session = await engine.create([TRADES], SPAN, speed=100.0, sinks=("bad", "good"))
         listener = engine.listen(session)
         session.begin()
@@ -339,7 +346,7 @@ def test_the_same_complaint_is_not_logged_again_and_again(caplog):
     tape = Tape(always)
 
     async def main(engine):
-        session, _ = await play(engine, ["tape"], 100.0)
+        session, _ = await play(engine, ["tape"], 500.0)
         await until_over(session)
 
     run_engine(main, sinks={"tape": tape})

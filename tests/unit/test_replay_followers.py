@@ -56,7 +56,7 @@ def account(items):
 
 
 @pytest.mark.parametrize("policy", ["drop_oldest", "conflate"])
-@pytest.mark.parametrize("speed", ["max", 1000.0])
+@pytest.mark.parametrize("speed", ["max", 10_000.0])
 def test_a_follower_that_drops_holds_nobody_up(policy, speed):
     async def main(engine):
         session = await engine.create(await stored(engine), SPAN, speed=speed)
@@ -66,7 +66,7 @@ def test_a_follower_that_drops_holds_nobody_up(policy, speed):
         await other.done.wait()
         assert other.seqs() == list(range(1, COUNT + 1))
         if speed != "max":
-            assert trio.current_time() == pytest.approx(10.8, abs=0.01)
+            assert trio.current_time() == pytest.approx(1.08, abs=0.01)
         assert lazy.queued_ticks <= 16_384
         items = await drain(lazy)
         seqs, skipped = account(items)
