@@ -10,6 +10,7 @@ Nothing is decided here but the order in which things start and stop.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -118,6 +119,7 @@ class Daemon:
             self._running("analyzer"),
             self._running("sink"),
         ):
+            gc.freeze()  # what start-up made stays: the collector need not look at it ever again
             self._notifier.send(ready=1, status=self._summary())
             log.info("ready", control_socket=daemon.control_socket, **self._counts())
             await self._stop.wait()
