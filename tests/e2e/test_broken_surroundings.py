@@ -23,6 +23,7 @@ from daemon_rig import (
     run,
     running,
     store_candles,
+    wait_for,
 )
 
 SERIES = "binance:BTC/USDT@candle_1m"
@@ -186,6 +187,20 @@ def test_a_disk_that_is_full(folder: Path) -> None:
         assert stored_rows(daemon) == acknowledged
         told = daemon.load(large, "XRP/USDT", "candle_1m")
         assert f"{72_000 - acknowledged:,} added, {acknowledged:,} unchanged" in told
+
+
+def test_more_clients_than_files_may_be_open(folder: Path) -> None:
+    few = ("sh", "-c", 'ulimit -n 64 && exec "$0" "$@"')
+    with running(folder, prefix=few) as daemon:
+        witness = Witness(daemon, series=[SERIES], speed=600, **DAY)
+        address = ("127.0.0.1", daemon.port)
+        crowd = [socket.create_connection(address, 30) for _ in range(200)]
+        told = 'cannot accept clients error="too many open files;'
+        wait_for(lambda: told in daemon.log, "the daemon to say so")
+        for one in crowd:
+            one.close()
+        assert len(witness.finish(daemon).ticks) == 1440
+        assert daemon.log.count(told) == 1  # not at every attempt
 
 
 def stored_rows(daemon: Daemon) -> int:

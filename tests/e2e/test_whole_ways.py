@@ -153,6 +153,9 @@ def test_export_and_import_give_the_same_series(daemon: Daemon, tmp_path: Path) 
     words = ["--exchange", "bybit", "--symbol", "BTC/USDT", "--data-type", "candle_1m"]
     told = daemon.json("data", "import", out, *words)
     assert (told["added"], told["unchanged"], told["revised"]) == (1440, 0, 0)
+    nowhere = tmp_path / "none" / "out.csv"
+    refused = daemon.ctl("data", "export", BTC, *span, "-o", nowhere, code=2)
+    assert f"there is no folder {nowhere.parent}" in refused
     copy = "bybit:BTC/USDT@candle_1m"
     daemon.ctl("data", "export", copy, *span, "-o", tmp_path / "copy.csv")
     assert (tmp_path / "copy.csv").read_bytes() == out.read_bytes()
