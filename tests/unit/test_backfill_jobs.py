@@ -174,6 +174,26 @@ async def test_tick_sizes_are_kept_with_the_data(rig):
     assert await rig.storage.instrument(OTHERS[0]) is None
 
 
+async def test_a_venue_that_lists_nothing_holds_no_job_up(rig, autojump_clock):
+    asked = []
+
+    async def instruments():
+        asked.append(trio.current_time())
+        await trio.sleep_forever()
+
+    rig.venue.instruments = instruments
+    async with rig.life() as book:
+        for at in range(3):
+            span = Span(START + at * HOUR, START + (at + 1) * HOUR)
+            await rig.submit(book, CANDLES, span=span).ended.wait()
+        await trio.sleep(4000)
+        job = rig.submit(book, TRADES)
+        await job.ended.wait()
+    assert job.state == "finished"
+    assert len(asked) == 2
+    assert await rig.storage.instrument(CANDLES) is None
+
+
 async def test_a_bug_of_a_plugin_fails_its_job_alone(rig):
     rig.venue.troubles = [ZeroDivisionError("oops")]
     async with rig.life() as book:
