@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from operator import itemgetter
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ class Prepared:
     content hash of all that came before the block; it may have to wait for it.
     """
 
-    __slots__ = ("_encoded", "_encoders", "epoch", "first_seq", "hash_before", "kinds", "release",
+    __slots__ = ("_encoded", "_encoders", "_lock", "epoch", "first_seq", "hash_before", "kinds", "release",
                  "runs", "session_id")  # fmt: skip
 
     def __init__(
@@ -49,6 +50,7 @@ class Prepared:
         self.release = release
         self._encoders = encoders
         self._encoded: dict[str, EncodedRows] = {}
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self.release)
@@ -66,12 +68,14 @@ class Prepared:
         return seqs
 
     def encode(self, form: str) -> EncodedRows:
-        """Return the ticks as rows of bytes, made on first use."""
-        rows = self._encoded.get(form)
-        if rows is None:
-            encoder = self._encoders[form]
-            grids = [encoder.encode(ticks, self.seqs(at)) for at, ticks in enumerate(self.kinds)]
-            rows = self._encoded[form] = interleave(grids, self.runs)
+        """Return the ticks as rows of bytes, made on first use; any thread may ask."""
+        with self._lock:  # two encodings of one block would not have the same rows stamped
+            rows = self._encoded.get(form)
+            if rows is None:
+                encoder = self._encoders[form]
+                tables = enumerate(self.kinds)
+                grids = [encoder.encode(ticks, self.seqs(at)) for at, ticks in tables]
+                rows = self._encoded[form] = interleave(grids, self.runs)
         return rows
 
     def records(self) -> EncodedRows:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -122,3 +124,21 @@ def test_a_grid_writes_only_its_own_field():
     buffer = grid(2, 12, ".")
     Grid(buffer).put_fixed(4, np.array([7, 123]), 3)
     assert [bytes(row) for row in buffer] == [b"....007.....", b"....123....."]
+
+
+def test_threads_that_encode_at_once_share_one_encoding():
+    """Sinks may ask for bytes from threads of their own, for blocks that nobody encoded ahead."""
+    for seed in range(20):
+        [block, *_] = make_blocks([random_trades(TRADES, 4000, START, seed)], "s")
+        parts = [block.cut(at, at + 100) for at in range(0, 1600, 100)]
+        barrier = Barrier(len(parts))
+
+        def encode(part, barrier=barrier):
+            barrier.wait()
+            return part.encode("ndjson").whole
+
+        with ThreadPoolExecutor(len(parts)) as pool:
+            wholes = list(pool.map(encode, parts))
+        assert all(whole is wholes[0] for whole in wholes)
+        text = b"".join(bytes(part.encode("ndjson").bytes()) for part in parts)
+        assert text.count(b'"replay_time":%d' % SENT_MS) == 1600
