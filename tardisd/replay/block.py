@@ -27,8 +27,8 @@ class Prepared:
     content hash of all that came before the block; it may have to wait for it.
     """
 
-    __slots__ = ("_encoded", "_encoders", "_lock", "epoch", "first_seq", "hash_before", "kinds", "release",
-                 "runs", "session_id")  # fmt: skip
+    __slots__ = ("_encoded", "_encoders", "_lock", "epoch", "first_seq", "hash_before", "kinds",
+                 "release", "runs", "session_id")  # fmt: skip
 
     def __init__(
         self,
