@@ -18,7 +18,8 @@ from runpy import run_path
 from typing import Any
 
 import pytest
-from daemon_rig import MINUTE_MS, Daemon, Received, klines, running, zipped
+from daemon_rig import MINUTE_MS, Daemon, klines, running, zipped
+from websocket_client import Received
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "verify_hash.py"
 FEBRUARY_MS = 1_675_209_600_000

@@ -16,18 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_rig import (
-    DAY,
-    OPEN_MS,
-    Closed,
-    Daemon,
-    WebSocket,
-    Witness,
-    run,
-    running,
-    store_candles,
-    wait_for,
-)
+from daemon_rig import DAY, OPEN_MS, Daemon, Witness, run, running, store_candles, wait_for
+from websocket_client import Closed, WebSocket
 
 SERIES = "binance:BTC/USDT@candle_1m"
 ROWS = 1440

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from daemon_rig import DEADLINE_SECS, ENVIRON, PROGRAMS
+from daemon_rig import ENVIRON, PROGRAMS
+from websocket_client import DEADLINE_SECS
 
 LINE = re.compile(r"2024-03-01 1\d:\d\d:\d\dZ  60x .*BTC/USDT [\d,.]+  ETH/USDT [\d,.]+")
 

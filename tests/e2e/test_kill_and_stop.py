@@ -16,7 +16,6 @@ from daemon_rig import (
     DAY,
     ENVIRON,
     OPEN_MS,
-    Closed,
     Daemon,
     klines,
     run,
@@ -24,6 +23,7 @@ from daemon_rig import (
     store_candles,
     wait_for,
 )
+from websocket_client import Closed
 
 BTC, XRP = "binance:BTC/USDT@candle_1m", "binance:XRP/USDT@candle_1m"
 LARGE = 500_000

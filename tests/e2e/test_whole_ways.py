@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_rig import CONFIG, DAY, Daemon, WebSocket, klines, run, running, store_candles, wait_for
+from daemon_rig import CONFIG, DAY, Daemon, klines, run, running, store_candles, wait_for
+from websocket_client import WebSocket
 
 BTC = "binance:BTC/USDT@candle_1m"
 EVERYTHING = """
