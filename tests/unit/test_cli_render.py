@@ -90,3 +90,49 @@ def test_exit_codes(error, code, text, capsys, monkeypatch):
         render.run_command(command)
     assert caught.value.code == code
     assert capsys.readouterr().err.lstrip("\n").startswith(text)
+
+
+MONTHS = [("2024-01", " " * 29 + "#+"), ("2024-02", "##.")]
+
+
+def test_a_strip_elsewhere_has_plain_characters(capsys):
+    render.strip(MONTHS)
+    assert capsys.readouterr().out.splitlines() == [
+        "        1   5    10   15   20   25   30",
+        "2024-01                              #+",
+        "2024-02 ##.",
+        "        # full  + partial  . none",
+        "",
+    ]
+    render.strip([])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_strip_on_a_terminal_has_colored_blocks():
+    told = on_terminal(f"from tardisd.cli import render; render.strip({MONTHS!r})")
+    assert "\x1b[32m█\x1b[0m" in told
+    assert "\x1b[33m▒\x1b[0m" in told
+    assert "#" not in told
+
+
+def test_progress_in_words():
+    from tardisd.cli.ctl_progress import remark, told
+
+    params = {
+        "done": 3_600 * 10**9,
+        "total": 7_200 * 10**9,
+        "unit": "ns",
+        "rate": 36 * 10**9,
+        "message": "1,234 rows",
+        "rows_per_sec": 12.3,
+        "eta_secs": 100.0,
+        "limit_used": 0.834,
+        "waiting_for": "too many requests until noon",
+    }
+    assert told(params) == "1h of 2h"
+    assert remark(params) == (
+        "1,234 rows, 12/s, 1m 40s to go, limit 83% used, too many requests until noon"
+    )
+    plain = {"done": 50, "total": 100, "unit": "rows", "rate": 5.0, "message": "m"}
+    assert remark(plain) == "m, 10s to go"
+    assert remark({"done": 5, "total": 0, "unit": "rows", "rate": 5.0}) == ""
