@@ -161,8 +161,11 @@ class Daemon:
         )
 
     async def _watch_signals(self, scope: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
+                if number == signal.SIGHUP:  # by default it would end the daemon without a word
+                    log.warning("a running daemon does not read its config again; restart it")
+                    continue
                 log.info("stopping", signal=signal.Signals(number).name)
                 if self._stop.is_set():  # the second time: at once
                     scope.cancel()

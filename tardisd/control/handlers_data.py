@@ -65,6 +65,10 @@ class DataMethods:
         if len(call.files) != 1:
             text = f"files: one to write to must come along, not {len(call.files)}"
             raise RequestError("bad_request", text)
+        covered = await storage.coverage(series)
+        if not covered.intersect(span):
+            stored = f"; stored: {covered.hull}" if covered else "; see `tardisctl series list`"
+            raise RequestError("no_data", f"nothing is stored of {series} in {span}{stored}")
         async with self._job(call) as progress, _writing(next(iter(call.files))) as out:
             rows = await export_series(series, span, storage, out, params.form, progress)
         return {"series": series.text, "rows": rows, "format": params.form}
