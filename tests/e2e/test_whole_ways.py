@@ -157,6 +157,11 @@ def test_export_and_import_give_the_same_series(daemon: Daemon, tmp_path: Path) 
     nowhere = tmp_path / "none" / "out.csv"
     refused = daemon.ctl("data", "export", BTC, *span, "-o", nowhere, code=2)
     assert f"there is no folder {nowhere.parent}" in refused
+    unknown = daemon.ctl(
+        "data", "export", "okx:XRP/USDT@trade", *span, "-o", tmp_path / "no.csv", code=1
+    )
+    assert "nothing is stored of okx:XRP/USDT@trade" in unknown
+    assert not (tmp_path / "no.csv").exists()
     copy = "bybit:BTC/USDT@candle_1m"
     daemon.ctl("data", "export", copy, *span, "-o", tmp_path / "copy.csv")
     assert (tmp_path / "copy.csv").read_bytes() == out.read_bytes()
