@@ -153,7 +153,9 @@ class Daemon:
                 for one in self._instances
             ],
             metrics=lambda: exposition(
-                [session.status() for session in sessions.list()], sessions.past_ticks
+                [session.status() for session in sessions.list()],
+                sessions.past_ticks,
+                [job.state for job in backfills.jobs()],
             ),
             request_stop=self._stop.set,
             spool_dir=self._config.daemon.data_dir,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
-class SessionCollector:
-    """Turns what the sessions know of themselves into metric families."""
+class StatusCollector:
+    """Turns what sessions and backfills know of themselves into metric families."""
 
-    def __init__(self, statuses: Iterable[Mapping[str, Any]], past_ticks: int) -> None:
+    def __init__(
+        self, statuses: Iterable[Mapping[str, Any]], past_ticks: int, backfills: Iterable[str]
+    ) -> None:
         self._statuses = list(statuses)
         self._past_ticks = past_ticks
+        self._backfills = Counter(backfills)
 
     def collect(self) -> Iterator[Any]:
         """Return the metric families, as prometheus_client asks for them."""
@@ -31,6 +35,12 @@ class SessionCollector:
         for name, count in sorted(counts.items()):
             sessions.add_metric([name], count)
         yield sessions
+        backfills = GaugeMetricFamily(
+            "tardisd_backfill_jobs", "Backfill jobs that are remembered, by state", labels=["state"]
+        )
+        for name, count in sorted(self._backfills.items()):
+            backfills.add_metric([name], count)
+        yield backfills
         subscribers = sum(status["subscribers"] for status in self._statuses)
         yield GaugeMetricFamily(
             "tardisd_session_subscribers", "Followers of all sessions", value=subscribers
@@ -41,10 +51,12 @@ class SessionCollector:
         )
 
 
-def exposition(statuses: Iterable[Mapping[str, Any]], past_ticks: int = 0) -> str:
-    """Return the metrics as text for a scraper."""
+def exposition(
+    statuses: Iterable[Mapping[str, Any]], past_ticks: int = 0, backfills: Iterable[str] = ()
+) -> str:
+    """Return the metrics as text for a scraper; `backfills` are the states of the jobs."""
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - see above
 
     registry = CollectorRegistry()
-    registry.register(SessionCollector(statuses, past_ticks))
+    registry.register(StatusCollector(statuses, past_ticks, backfills))
     return generate_latest(registry).decode()

@@ -57,11 +57,13 @@ def status(control: Control) -> None:
 def _draw_status(result: Any) -> None:
     uptime = as_length(result["uptime_secs"] * 1000)
     sessions = ", ".join(f"{count} {name}" for name, count in result["sessions"].items())
+    backfills = ", ".join(f"{count} {name}" for name, count in result["backfills"].items())
     facts = {
         "version": result["version"],
         "process": result["pid"],
         "started": f"{result['started']} ({uptime} ago)",
         "sessions": sessions or "none",
+        "backfills": backfills or "none",
         "storage": result["default_storage"],
     }
     draw_facts(facts)

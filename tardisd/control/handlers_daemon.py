@@ -38,12 +38,15 @@ class DaemonMethods:
     async def status(self, params: NoParams, call: Call) -> dict[str, Any]:
         """Return what runs, and for how long."""
         sessions = Counter(session.status()["status"] for session in self._services.sessions.list())
+        book = self._services.backfills
+        backfills = Counter(book.shown(job, whole=False)["state"] for job in book.active())
         return {
             **await self.hello(params, call),
             "started_at": instant_json(self._services.started_at),
             "started": format_time(self._services.started_at),
             "uptime_secs": (wall_ns() - self._services.started_at) // SECOND,
             "sessions": dict(sorted(sessions.items())),
+            "backfills": dict(sorted(backfills.items())),
             "instances": [asdict(instance) for instance in self._services.instances()],
             "default_storage": self._services.config.default_storage,
         }

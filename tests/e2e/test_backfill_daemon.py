@@ -154,12 +154,15 @@ def test_cancelling(daemon):
     waiting = daemon.start_ctl("backfill", "run", TRADES, "--from", "2023-05-31",
                                "--to", "2023-06-01", "--wait")  # fmt: skip
     wait_for(lambda: daemon.json("backfill", "show", job)["rows"], "the first page")
+    states = daemon.json("status")["backfills"]
+    assert states in ({"running": 1, "waiting": 1}, {"running": 1})
     assert daemon.ctl("backfill", "cancel", job) == f"backfill {job} cancelled\n"
     covered = daemon.json("series", "coverage", TRADES, "--to", "2023-06-01")["spans"]
     assert covered[0]["start"] == "2023-01-01T00:00:00.000Z"
     out, err = waiting.communicate(timeout=60)
     assert (waiting.returncode, err) == (0, "")
     assert re.fullmatch(rf"{TRADES}: [\d,]+ added, 0 unchanged, 0 revised\n", out)
+    assert re.search(r"^backfills +none$", daemon.ctl("status"), re.MULTILINE)
 
 
 def test_what_fails_says_why(daemon):
