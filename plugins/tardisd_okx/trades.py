@@ -1,0 +1,119 @@
+"""Trades page by page over REST; stores nothing.
+
+OKX gives trades from the newest back, while pages come from the oldest on: so a span is walked in
+stretches, each of which is held. A walk begins at a time and goes on by id, so that none is lost
+within a millisecond. Ids follow each other: where some are missing they are asked for again before
+that is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+import trio
+
+from tardisd.errors import PluginError
+from tardisd.market.columns import Batch
+from tardisd.market.series import Series
+from tardisd.market.span import Span
+from tardisd.market.time import DAY, MILLISECOND, MINUTE, SECOND
+from tardisd.plugins.exchange import Page
+from tardisd.venue.client import Unreadable
+
+from .rest import Rest
+from .rows import merged
+
+SOURCE = "REST history-trades"
+# OKX says three months; some days less are sure.
+REACH_NS = 85 * DAY
+_FIRST_NS = 10 * MINUTE
+_SHORTEST_NS = 100 * MILLISECOND
+_WANTED_ROWS = 3_000
+_MOST_ROWS = 30_000
+_SLACK_NS = SECOND  # by how much times may go back from one id to the next
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """What came of a stretch: its trades, and up to where (ns) OKX has none any more."""
+
+    rows: Batch
+    ended: int | None
+
+
+@trio.as_safe_channel
+async def trade_pages(
+    rest: Rest, series: Series, span: Span, size: Decimal | None, listed_lately: bool
+) -> AsyncGenerator[Page, None]:
+    """Yield the trades of `span`, page by page. `span` ends before OKX's clock.
+
+    `listed_lately` says that what OKX does not have never was, rather than being too old.
+    """
+    cursor, length = span.start, _FIRST_NS
+    while cursor < span.end:
+        part = Span(cursor, min(cursor + length, span.end))
+        walk = await _walk(rest, series, part, size)
+        if walk is None:
+            if length <= _SHORTEST_NS:
+                raise PluginError(f"okx gives more trades of {series} for {part} than can be held")
+            length = max(part.length // 8, _SHORTEST_NS)
+            continue
+        rows = walk.rows
+        holes: tuple[Span, ...] = ()
+        if walk.ended is not None and walk.ended > part.start and not listed_lately:
+            unknown = Span(part.start, min(walk.ended, part.end))
+            rows, holes = rows[rows.ts_event >= unknown.end], (unknown,)
+        yield Page(rows, part, source=SOURCE, holes=holes)
+        cursor = part.end
+        share = _WANTED_ROWS / max(len(rows), 1)
+        length = max(int(length * min(max(share, 0.25), 4.0)), _SHORTEST_NS)
+
+
+async def _walk(rest: Rest, series: Series, part: Span, size: Decimal | None) -> _Walk | None:
+    """Return the trades of a stretch; None when they are too many to hold."""
+    pages: list[Batch] = []
+    count, below, ended = 0, 0, None
+    while True:
+        page = await _page(rest, series, part, size, below)
+        if page.ids is None or not len(page):
+            # Rows of the last millisecond may be cut: only what is after it is whole.
+            oldest = min((int(it.ts_event[0]) for it in pages), default=part.end - MILLISECOND)
+            ended = oldest + MILLISECOND
+            break
+        pages.append(page)
+        count += int((page.ts_event >= part.start).sum())
+        below = int(page.ids.min())
+        if count > _MOST_ROWS:
+            return None
+        if int(page.ts_event[0]) < part.start - _SLACK_NS or below <= 1:
+            break
+    rows = _joined(series, pages).within(part) if pages else Batch.empty(series)
+    return _Walk(rows, ended)
+
+
+async def _page(rest: Rest, series: Series, part: Span, size: Decimal | None, below: int) -> Batch:
+    """Return the newest trades of a stretch, or below an id, asked for twice where some lack."""
+
+    async def once() -> Batch:
+        if below:
+            return await rest.trades(series, size, before_id=below)
+        return await rest.trades(series, size, before_ts=part.end)
+
+    page = await once()
+    if page.ids is not None and len(page):
+        ids = np.sort(page.ids)
+        whole = int(ids[-1]) - int(ids[0]) + 1 == len(ids)
+        if whole and (not below or int(ids[-1]) == below - 1):
+            return page
+    again = await once()
+    return _joined(series, [page, again]) if len(page) else again
+
+
+def _joined(series: Series, batches: list[Batch]) -> Batch:
+    try:
+        return merged(batches)
+    except Unreadable as error:
+        raise PluginError(f"two answers on {series} differ: {error}; try again") from None
