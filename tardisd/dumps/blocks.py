@@ -193,15 +193,27 @@ def _ids(column: Any) -> Ids | None:
     lengths = pa.compute.binary_length(column.fill_null("")).to_numpy()
     if len(lengths) and int(lengths.max()) > MAX_ID_BYTES:
         raise _Doubt
-    if not column.null_count:
+    if not column.null_count and column[0].as_py().isdecimal():
         try:
             numbers: Ints = pa.compute.cast(column, pa.int64()).to_numpy()
         except pa.ArrowInvalid:
             numbers = np.empty(0, np.int64)
         if len(numbers) == len(column) and _canonical(numbers, lengths):
             return numbers
-    texts = column.fill_null("").to_pylist()
-    return np.array([text.encode() for text in texts], np.bytes_)
+    return _bytes_of(column.fill_null(""), lengths)
+
+
+def _bytes_of(column: Any, lengths: Ints) -> Ids:
+    """Return texts as fixed-width bytes."""
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    chars = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]]
+    width = max(int(lengths.max()), 1)
+    if len(chars) == width * len(column):
+        return chars.view(f"S{width}").copy()
+    cells = np.zeros((len(column), width), np.uint8)
+    cells[np.arange(width) < lengths[:, None]] = chars
+    return cells.view(f"S{width}")[:, 0]
 
 
 def _canonical(numbers: Ints, lengths: Ints) -> bool:

@@ -80,10 +80,20 @@ class Intake:
         if not len(batch):
             return
         if self._in_order:
-            ends = batch[:1] if self._last is None else Batch.concat([self._last, batch[:1]])
-            self._in_order = is_settled(ends) and is_settled(batch)
-            self._last = batch[-1:]
+            self._in_order = is_settled(batch) and self._continues(batch)
         self.spool.add(batch, rows)
+
+    def _continues(self, batch: Batch) -> bool:
+        """Tell whether a settled batch is settled also with what came before it."""
+        times, last = batch.ts_event, self._last
+        of_last = 0 if last is None else int(np.searchsorted(times, last.ts_event[-1], "right"))
+        seam = batch[: max(of_last, 1)]
+        if last is not None:
+            seam = Batch.concat([last, seam])
+        newest = batch[int(np.searchsorted(times, times[-1])) :]
+        # Where the whole batch is of one time, which is that of the rows before, all of them count.
+        self._last = seam if last is not None and of_last == len(batch) else newest
+        return is_settled(seam)
 
     def check(self, progress: Callable[[Progress], None]) -> list[Part]:
         """Cut the rows into pages; look for repeats among blocks where there may be some."""

@@ -6,8 +6,10 @@ import numpy as np
 
 from tardisd.errors import TardisError
 from tardisd.market.check import same_rows
-from tardisd.market.columns import Batch
+from tardisd.market.columns import Batch, Ids
 from tardisd.market.decimals import Bools, Ints
+
+_MOST_BESIDE = 100
 
 
 class Conflict(TardisError):
@@ -29,10 +31,23 @@ def is_settled(batch: Batch) -> bool:
         return bool((step > 0).all())
     if batch.ids is None:
         return bool((step >= 0).all())
-    if batch.ids.dtype.kind != "i":
-        # Order among texts means nothing; only rows of different times need no closer look.
-        return bool((step > 0).all())
+    if batch.ids.dtype.kind != "i":  # order among texts means nothing
+        return bool((step >= 0).all()) and not _has_twins(times, batch.ids)
     return bool(((step > 0) | ((step == 0) & (np.diff(batch.ids) > 0))).all())
+
+
+def _has_twins(times: Ints, ids: Ids) -> bool:
+    """Tell whether two rows of one time have one id; the times are sorted, the ids texts."""
+    pairs = np.flatnonzero(times[1:] == times[:-1])
+    for distance in range(1, _MOST_BESIDE):
+        if not len(pairs):
+            return False
+        same = ids[pairs] == ids[pairs + distance]
+        if bool((same & (ids[pairs] != b"")).any()):
+            return True
+        pairs = pairs[pairs + distance + 1 < len(times)]
+        pairs = pairs[times[pairs] == times[pairs + distance + 1]]
+    return True  # so many rows share one time that sorting them is the faster way
 
 
 def settle(batch: Batch, rows: Ints) -> tuple[Batch, Ints]:

@@ -11,6 +11,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tardisd.errors import DataError, PluginError, RequestError, Retry
 from tardisd.market.check import same_rows
@@ -486,7 +488,7 @@ def test_recorded_instruments(shared_data, name):
         (b'{"retCode":0,"result":{"list":[["17","1","1","1","1","1","1"]]},"time":1}', "2009"),
         (b'{"retCode":0,"result":{"list":[["x","1","1","1","1","1","1"]]},"time":1}', "integer"),
         (b'{"retCode":0,"result":{"list":[["1709891679000","1","1","NaN","1","1","1"]]},"time":1}',
-         "price 'NaN': not a finite"),
+         "low 'NaN': not a finite"),
         (b'{"retCode":0,"result":{"list":[["1709891679000","1","1","1","1","1","1"],'
          b'["1709891679000","1","1","1","1","2","1"]]},"time":1}', "contradicts itself"),
     ],
@@ -494,6 +496,43 @@ def test_recorded_instruments(shared_data, name):
 def test_odd_answers_are_never_rows(body, words):
     with pytest.raises(Unreadable, match=words):
         rows.klines(body, SWAP, "linear")
+
+
+numbers = st.one_of(
+    st.builds(
+        lambda whole, digits: f"{whole}{'.' if digits else ''}{digits}",
+        st.integers(0, 10**12),
+        st.text("0123456789", max_size=10),
+    ),
+    st.sampled_from(["-1", "0", "1e3", "", " 1", "NaN", "1,5", "--", "9" * 25, "1.", ".5"]),
+)
+
+
+@given(st.lists(st.tuples(*[numbers] * 6), min_size=1, max_size=5))
+def test_the_fast_way_reads_what_the_careful_one_does(table):
+    lines = [[str(1709891679000 + at * 60_000), *cells] for at, cells in enumerate(table)]
+    body = json.dumps({"retCode": 0, "result": {"list": lines}, "time": 1}, separators=(",", ":"))
+    cells = rows._cells(body.encode())
+    fast = None if cells is None else rows._parsed(cells.text)
+    try:
+        times, columns = rows._parsed_carefully([tuple(line) for line in lines])
+    except Unreadable:
+        assert fast is None
+        with pytest.raises(Unreadable):
+            rows.klines(body.encode(), SWAP, "linear")
+        return
+    found = rows.klines(body.encode(), SWAP, "linear").batch
+    assert found.ts_event.tolist() == (times * 10**6).tolist()
+    for column, name in zip(columns, found.fields, strict=True):
+        assert found.fields[name].texts() == column.texts()
+    if fast is not None:
+        assert [column.texts() for column in fast[1]] == [column.texts() for column in columns]
+
+
+def test_the_fast_way_is_taken():
+    row = ["1709891679000", "17071", "17073.5", "17027", "17055.5", "268611", "15.74462667"]
+    body = json.dumps({"result": {"list": [row] * 3}, "time": 1}, separators=(",", ":")).encode()
+    assert rows._parsed(rows._cells(body).text) is not None
 
 
 def test_the_index_names_the_files():
