@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +17,7 @@ from tardisd.market.columns import Batch
 from tardisd.market.decimals import Decimals
 from tardisd.market.series import Series
 from tardisd.market.span import Span
-from tardisd.market.time import DAY, HOUR, MINUTE, SECOND
+from tardisd.market.time import DAY, HOUR, MILLISECOND, MINUTE, SECOND
 from tardisd.plugins.exchange import Page
 from tardisd.testing.memory import MemoryStorage
 from tardisd.testing.ticks import random_candles, random_trades
@@ -232,3 +234,38 @@ async def test_details_are_few():
     ids = (await checked(storage, SPOT))["trade ids"]
     assert ids.problems == 300
     assert len(ids.details) == MAX_DETAILS
+
+
+async def test_real_trades_make_the_bars_that_others_made_of_them(shared_data):
+    folder = shared_data / "expected"
+    stem = "binance-futures_2024-07_BTCUSDT"
+    with gzip.open(folder / f"{stem}_trades.csv.gz", "rt") as file:
+        rows = list(csv.DictReader(file))
+    trades = Batch(
+        SWAP,
+        np.array([int(row["time_ms"]) for row in rows]) * MILLISECOND,
+        {
+            "price": Decimals.of([row["price"] for row in rows]),
+            "amount": Decimals.of([row["qty"] for row in rows]),
+        },
+        np.array([int(row["id"]) for row in rows]),
+        np.array([row["side"] == "sell" for row in rows], np.uint8),
+    )
+    with (folder / f"{stem}_bars1m.csv").open() as file:
+        bars = list(csv.DictReader(file))
+    minutes = Series.parse("binance:BTC/USDT:USDT@candle_1m")
+    names = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v", "trades": "n"}
+    candles = Batch(
+        minutes,
+        np.array([int(bar["open_ms"]) for bar in bars]) * MILLISECOND,
+        {name: Decimals.of([bar[column] for bar in bars]) for name, column in names.items()},
+    )
+    span = Span(int(candles.ts_event[0]), int(candles.ts_event[-1]) + MINUTE)
+    storage = await stored(trades, candles, spans=[span, span])
+    found = await checked(storage, SWAP, span)
+    assert {name: check.state for name, check in found.items()} == dict.fromkeys(found, "ok")
+    assert found["trade ids"].checked == len(rows)
+    assert found["candle_1m against trades"].checked == len(bars)
+    storage.spoil(SWAP, lambda kept: without(kept, 5000))
+    found = await checked(storage, minutes, span)
+    assert found["candle_1m against trades"].problems == 1
