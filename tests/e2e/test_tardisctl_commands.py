@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 CONFIG = """
@@ -342,3 +344,36 @@ def test_a_killed_daemon_leaves_a_socket_that_is_replaced(program, tmp_path):
     two.ctl("status")
     two.process.send_signal(signal.SIGTERM)
     assert two.process.wait(30) == 0
+
+
+def test_parquet_goes_out_and_comes_back(stored, tmp_path):
+    path = tmp_path / "out.parquet"
+    words = ["data", "export", SERIES, *SPAN, "--format", "parquet"]
+    assert "118 rows" in stored.ctl(*words, "-o", path).stdout
+    ctl = [stored.program / "tardisctl", "--socket", stored.socket, *words, "-o", "-"]
+    piped = subprocess.run(ctl, capture_output=True, check=True).stdout
+    assert piped == path.read_bytes(), "a pipe cannot be sought in"
+    back = ["data", "import", path, "--exchange", "binance", "--symbol", "BTC/USDT"]
+    back += ["--data-type", "candle_1m"]
+    assert "0 added, 118 unchanged, 0 revised" in stored.ctl(*back).stdout
+    table = pq.read_table(path)
+    floats = table.set_column(1, "open", table["open"].cast(pa.float64()))
+    pq.write_table(floats, path)
+    told = stored.ctl(*back).stdout
+    assert "0 added, 118 unchanged, 0 revised" in told
+    assert "out.parquet: column open holds floats: taken as the shortest decimals" in told
+
+
+def test_contracts_are_told_on_the_command_line(stored, tmp_path):
+    path = tmp_path / "BTC-USDT-SWAP-trades-2024-03-01.csv"
+    rows = [f"BTC-USDT-SWAP,{n},buy,61130.9,{n}.5,{OPEN + n}" for n in range(3)]
+    header = "instrument_name,trade_id,side,price,size,created_time"
+    path.write_text("\n".join([header, *rows]))
+    words = ["data", "import", path, "--exchange", "okx", "--symbol", "BTC/USDT:USDT"]
+    words += ["--data-type", "trade"]
+    assert "counts contracts" in stored.ctl(*words, code=1).stderr
+    assert "contract_size" in stored.ctl(*words, "--contract-size", "x", code=1).stderr
+    assert "3 added" in stored.ctl(*words, "--contract-size", "0.01").stdout
+    span = ["--from", "2024-03-01", "--to", "2024-03-02", "-o", "-"]
+    text = stored.ctl("data", "export", "okx:BTC/USDT:USDT@trade", *span).stdout
+    assert [line.split(",")[3] for line in text.splitlines()[1:]] == ["0.005", "0.015", "0.025"]
