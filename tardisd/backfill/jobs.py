@@ -326,7 +326,9 @@ class JobBook:
         if not job.idle:
             rows = {"added": sum(part.rows.added for part in job.parts),
                     "revised": sum(part.rows.revised for part in job.parts)}  # fmt: skip
-            log.info("backfill ended", job=job.job_id, rule=job.rule, state=job.state, **rows)
+            # Rules may run every second; what they fail at and what is revised is logged besides.
+            tell = log.info if job.rule is None else log.debug
+            tell("backfill ended", job=job.job_id, rule=job.rule, state=job.state, **rows)
         self._forget_old(job)
         self._put(job)
 

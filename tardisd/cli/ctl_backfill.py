@@ -55,8 +55,20 @@ def backfill_run(
         job = control.call("backfill.run", params)
         control.show(job, lambda told: click.echo(f"backfill {told['id']}"))
         return
-    with shown_progress("backfill") as show:
-        job = control.call("backfill.run", params, (), show)
+    number: list[int] = []
+
+    def note(method: str, params: Mapping[str, Any]) -> None:
+        number[:] = [params["backfill"]]
+        show(method, params)
+
+    try:
+        with shown_progress("backfill") as show:
+            job = control.call("backfill.run", params, (), note)
+    except KeyboardInterrupt:
+        if not number:
+            raise
+        hint = f"tardisctl backfill show {number[0]}, or cancel {number[0]}"
+        render.fail("interrupted; the daemon goes on with it", hint=hint)
     control.show(job, lambda told: _draw_results(told["results"]))
     _fail_unless_finished(job)
 

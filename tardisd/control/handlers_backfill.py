@@ -53,7 +53,7 @@ class BackfillMethods:
         while not job.ended.is_set():
             with trio.move_on_after(PROGRESS_EVERY_SECS):
                 await job.ended.wait()
-            shown = self._services.backfills.shown(job)
+            shown = self._services.backfills.shown(job, whole=False)
             await call.notify(
                 "progress",
                 {

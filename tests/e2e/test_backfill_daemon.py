@@ -144,8 +144,9 @@ def test_a_job_goes_on_when_who_asked_is_gone(daemon):
         "the job",
     )[0]
     asking.send_signal(signal.SIGINT)
-    asking.communicate(timeout=30)
+    _, err = asking.communicate(timeout=30)
     assert asking.returncode == 1
+    assert "interrupted" in err
     assert ended(daemon, job)["state"] == "finished"
 
 

@@ -124,6 +124,24 @@ def test_a_ban_is_kept_to_through_a_kill(tmp_path, venue):
         assert one.json("series", "show", CANDLES.text)["tick_size"].startswith("0.01")
 
 
+def test_a_fatal_answer_is_told_at_once_and_kept_with_its_gap(tmp_path, venue):
+    venue.faults.add(Refuse(match="klines", status=451, skip=2, times=1))
+    with running(tmp_path, config_of(venue)) as one:
+        words = ["backfill", "run", CANDLES.text, *WEEK, "--exchange-instance", "one", "--wait"]
+        told = one.ctl(*words, code=1)
+        assert "451" in told
+        gaps = one.json("series", "gaps", CANDLES.text, *WEEK)["gaps"]
+        assert [gap["cause"] for gap in gaps] == ["fetch_failed"]
+        assert gaps[0]["end"] == "2024-03-08T00:00:00.000Z"
+        assert "451" in gaps[0]["reason"]
+        assert f"fetch_failed: {gaps[0]['reason']}" in one.ctl(
+            "series", "gaps", CANDLES.text, *WEEK
+        )
+        assert one.json("backfill", "show", 1)["message"] == gaps[0]["reason"]
+        one.ctl(*words)
+        assert one.json("series", "gaps", CANDLES.text, *WEEK)["gaps"] == []
+
+
 def test_a_second_run_makes_no_request(tmp_path, venue):
     with running(tmp_path, config_of(venue)) as one:
         words = ["backfill", "run", CANDLES.text, *WEEK, "--wait", "--exchange-instance", "one"]
