@@ -13,7 +13,7 @@ help:
 	@echo "make demo    watch a market being replayed, in this terminal (DEMO_ARGS=…)"
 	@echo "make test    check, then the test suite (PYTEST_ARGS=…)"
 	@echo "make check   ruff and mypy"
-	@echo "make bench   measure against Node (needs node, npm and cc)"
+	@echo "make bench   measure against Node (needs node, npm and cc) and ccxt (brings it)"
 	@echo "make clean   remove .venv and everything that was built"
 
 demo: $(VENV)/.runtime
@@ -30,6 +30,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benches/startup.py
 	$(BIN)/python benches/replay.py
+	$(BIN)/python benches/backfill.py
 
 clean:
 	rm -rf $(VENV) build dist benches/node_modules benches/results benches/count

@@ -1,20 +1,28 @@
-"""Read what Binance answers, on one core: REST JSON and archive files, to checked exact pages.
+"""Backfill from Binance: how fast its answers and files are read, and a whole job beside ccxt.
 
-Prints rows per second of processor time, medians of interleaved runs, and peak memory. It asserts
-nothing about time; it does check that every row was read.
+First answers and files are read on one core, to checked exact pages: rows per second of processor
+time, and peak memory. Then a daemon backfills candles from Binance on loopback, over REST and from
+its archives, and a plain loop of ccxt's `fetch_ohlcv` puts the same into SQLite rows: same pages,
+limits off on both sides, rows per second on the clock. Medians of interleaved runs. It asserts
+nothing about time; it does check that every row came. ccxt is installed on first use.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
+import json
 import os
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +35,10 @@ from tardisd.dumps.archive import read_dump
 from tardisd.market.check import check_batch
 from tardisd.market.series import Series
 from tardisd.market.span import Span
-from tardisd.market.time import MILLISECOND, parse_time
+from tardisd.market.time import DAY, MILLISECOND, MINUTE, format_time, parse_time
 from tardisd.testing.ticks import random_candles, random_trades
+from tardisd.testing.venues.binance import BinanceVenue
+from tardisd.venue.budget import Limit
 from tardisd_binance import rows
 
 START = parse_time("2024-03-01T00:00:00Z")
@@ -166,13 +176,149 @@ def measure(label: str, folder: Path, count: int) -> tuple[float, int]:
     return count / float(found[1]), int(found[2])
 
 
+async def serve_venue(count: int) -> None:
+    """Be Binance on loopback, with limits that nobody reaches; print its URLs."""
+    other = Series.parse("binance:ETH/USDT@candle_1m")
+    batch = random_candles(CANDLES, count, START)
+    data = {CANDLES: batch, other: random_candles(other, 10, START)}
+    limits = {"rest weight": Limit("rest weight", 10**9, 60, aligned=True)}
+    clock = START + count * MINUTE + 10 * DAY
+    async with BinanceVenue(data, limits=limits, clock=clock).serve() as venue:
+        print(json.dumps(venue.urls), flush=True)
+        await trio.sleep_forever()
+
+
+@contextmanager
+def venue_of(count: int) -> Iterator[dict[str, str]]:
+    """Run the venue in a process of its own; yield its URLs."""
+    command = [sys.executable, Path(__file__), "--venue", "--candles", str(count)]
+    with harness.running(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        yield json.loads(child.stdout.readline())
+
+
+def run_tardisd(archives: str, urls: dict[str, str], count: int) -> tuple[float, int]:
+    """Backfill with a daemon; return the seconds on the clock and the daemon's peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        config, socket = Path(folder, "config.toml"), f"{folder}/control.sock"
+        config.write_text(
+            f"""
+            [daemon]
+            data_dir = "{folder}/data"
+            control_socket = "{socket}"
+            [storages.main]
+            plugin = "sqlite"
+            [exchanges.binance]
+            plugin = "binance"
+            rest_url = "{urls["rest"]}"
+            swap_rest_url = "{urls["swap"]}"
+            archive_url = "{urls["archive"]}"
+            archives = "{archives}"
+            budget_share = 1.0
+            """
+        )
+
+        def backfill(series: str, minutes: int) -> int:
+            words = ["--from", format_time(START), "--to", format_time(START + minutes * MINUTE)]
+            command = [harness.BIN / "tardisctl", "--socket", socket, "--json", "backfill", "run",
+                       series, *words, "--wait"]  # fmt: skip
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            return int(json.loads(told)["results"][0]["added"])
+
+        with harness.daemon(config) as (child, _):
+            # After the first job the daemon has heard how high the venue's limits are.
+            backfill("binance:ETH/USDT@candle_1m", 10)
+            begun = time.monotonic()
+            added = backfill(str(CANDLES), count)
+            seconds = time.monotonic() - begun
+            assert added == count, f"{added} rows of {count}"
+            return seconds, harness.peak_memory(child.pid)
+
+
+def run_ccxt(url: str, count: int, folder: str) -> None:
+    """Fetch with ccxt, insert rows with executemany; print seconds, rows and peak memory."""
+    ccxt = importlib.import_module("ccxt")
+    binance = ccxt.binance(
+        {"enableRateLimit": False, "options": {"fetchMarkets": {"types": ["spot"]}}}
+    )
+    binance.urls["api"]["public"] = f"{url}/api/v3"
+    binance.load_markets()
+    connection = sqlite3.connect(Path(folder, "rows.sqlite"))
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(
+        "CREATE TABLE candle (ts INTEGER PRIMARY KEY, open, high, low, close, volume)"
+    )
+    begun, since, found = time.monotonic(), START // MILLISECOND, 0
+    end = since + count * MINUTE // MILLISECOND
+    while since < end:
+        page = binance.fetch_ohlcv("BTC/USDT", "1m", since, PAGE_ROWS)
+        page = [row for row in page if row[0] < end]
+        if not page:
+            break
+        connection.executemany("INSERT INTO candle VALUES (?,?,?,?,?,?)", page)
+        connection.commit()
+        since, found = page[-1][0] + 60_000, found + len(page)
+    seconds = time.monotonic() - begun
+    connection.close()
+    print(seconds, found, harness.peak_memory(os.getpid()))
+
+
+def measure_ccxt(url: str, count: int) -> tuple[float, int]:
+    """Measure ccxt in a process of its own; return the seconds and its peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, os.fspath(Path(__file__)), "--ccxt", url, folder,
+                   "--candles", str(count)]  # fmt: skip
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert int(told[1]) == count, f"ccxt: {told[1]} rows of {count}"
+    return float(told[0]), int(told[2])
+
+
+def measure_jobs(count: int, runs: int) -> dict[str, float]:
+    """Backfill in turn with tardisd and with ccxt; return the medians."""
+    if importlib.util.find_spec("ccxt") is None:
+        print("installing ccxt, the baseline, beside tardisd (only for this bench, and only now)")
+        subprocess.run([sys.executable, "-m", "pip", "install", "-qq", "ccxt"], check=True)
+    sides = {
+        "job, REST": lambda urls: run_tardisd("never", urls, count),
+        "job, archives and REST": lambda urls: run_tardisd("prefer", urls, count),
+        "job, ccxt into SQLite rows": lambda urls: measure_ccxt(urls["rest"], count),
+    }
+    rates: dict[str, list[float]] = {label: [] for label in sides}
+    results: dict[str, float] = {}
+    with venue_of(count) as urls:
+        run_tardisd("prefer", urls, count)  # the venue prints its rows when first asked for them
+        measure_ccxt(urls["rest"], count)
+        for _ in range(runs):
+            for label, side in sides.items():
+                seconds, peak = side(urls)
+                rates[label].append(count / seconds)
+                results[f"{label}, peak MiB"] = peak / 2**20
+    medians = {label: statistics.median(found) for label, found in rates.items()}
+    theirs = medians["job, ccxt into SQLite rows"]
+    for label, median in medians.items():
+        results[f"{label}, rows/s"] = median
+        if median != theirs:
+            results[f"{label}, times ccxt"] = median / theirs
+    return results
+
+
 def main() -> None:
     """Make the files, measure in turn, print and keep the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--candles", type=int, default=500_000, help="of a job")
+    parser.add_argument("--venue", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--ccxt", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.venue:
+        trio.run(serve_venue, asked.candles)
+        return
+    if asked.ccxt:
+        run_ccxt(asked.ccxt[0], asked.candles, asked.ccxt[1])
+        return
     if asked.run:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         found, seconds = MEASURED[asked.run[0]](Path(asked.run[1]), asked.rows)
@@ -193,8 +339,10 @@ def main() -> None:
                 results[f"{label}, peak MiB"] = peak / 2**20
     for label, found in rates.items():
         results[f"{label}, rows/s"] = statistics.median(found)
+    results |= measure_jobs(asked.candles, asked.runs)
     for label, value in sorted(results.items()):
-        print(f"{label:<45} {value:>12,.0f}")
+        shown = f"{value:,.1f}" if label.endswith("times ccxt") else f"{value:,.0f}"
+        print(f"{label:<45} {shown:>12}")
     harness.save("backfill", results)
 
 
