@@ -1,8 +1,8 @@
 """Candles over REST, in windows of what one answer can hold; stores nothing.
 
 The windows are known beforehand, so several are asked for at once. Bybit has a candle for every
-interval since a symbol was listed: where one is missing, it is asked for once more before that is
-believed, and near the venue's clock it is taken for late, not for missing.
+interval since a symbol was listed: where one is missing, it is asked for three times more before
+that is believed, and near the venue's clock it is taken for late, not for missing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ AT_ONCE = 8
 SETTLE_NS = 2 * SECOND
 LATE_NS = 10 * MINUTE
 _MOST_HOLES = 20  # asked for again per window
+_ASKED_AGAIN = 3  # times
 
 
 @dataclass(slots=True)
@@ -108,13 +109,16 @@ def _reach(window: _Window, interval: Interval, end: int) -> int:
 async def _fill(rest: Rest, series: Series, interval: Interval, window: _Window) -> None:
     try:
         answer = await rest.klines(series, window.span)
-        window.now = answer.now
-        found = [answer.batch]
+        batch = answer.batch
         closed = interval.floor(answer.now - SETTLE_NS)
         asked = Span(window.span.start, max(min(window.span.end, closed), window.span.start))
-        for hole in _holes(answer.batch, interval, asked):
-            found.append((await rest.klines(series, hole)).batch)
-        window.batch = _merged(series, found)
+        for _ in range(_ASKED_AGAIN):
+            holes = _holes(batch, interval, asked)
+            if not holes:
+                break
+            hidden = [(await rest.klines(series, hole)).batch for hole in holes]
+            batch = await trio.to_thread.run_sync(_merged, series, [batch, *hidden])
+        window.batch, window.now = batch, answer.now
     except (RequestError, PluginError) as error:
         window.error = error
 
@@ -131,8 +135,6 @@ def _holes(batch: Batch, interval: Interval, span: Span) -> list[Span]:
 
 
 def _merged(series: Series, batches: list[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
     joined = Batch.concat(batches)
     try:
         return settle(joined, np.arange(len(joined)))[0]

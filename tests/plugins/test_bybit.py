@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +14,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tardisd.backfill.job import run_backfill
 from tardisd.errors import DataError, PluginError, RequestError, Retry
 from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
@@ -23,6 +24,7 @@ from tardisd.market.span import Span
 from tardisd.market.time import DAY, HOUR, MINUTE, SECOND, parse_time
 from tardisd.plugins.base import Context
 from tardisd.testing.exchange import Case, ExchangeSuite, fetch_pages, joined, suite_context
+from tardisd.testing.memory import MemoryStorage
 from tardisd.testing.ticks import random_candles, random_trades
 from tardisd.testing.venues.bybit import GEO_PAGE, BybitVenue
 from tardisd.testing.venues.faults import (
@@ -255,6 +257,47 @@ async def test_trades_survive(tmp_path, name):
         assert any(seen.fault for seen in venue.requests), "the fault met nobody"
     folder = tmp_path / "downloads" / "bybit"
     assert not any(folder.iterdir())
+
+
+WEATHER = [
+    Refuse(status=429, retry_after="0", chance=0.1, times=None),
+    Refuse(status=500, chance=0.1, times=None),
+    Reset(chance=0.05, times=None),
+    Reset(after_bytes=3000, chance=0.05, times=None),
+    Truncate(after_bytes=2000, chance=0.1, times=None),
+    html_page(match="kline", chance=0.05, times=None),
+    Misreport(change=unsorted, chance=0.05, times=None),
+    Misreport(change=missing, match="kline", chance=0.05, times=None),
+    Misreport(change=duplicated, match="kline", chance=0.05, times=None),
+    Misreport(change=empty, match="kline", chance=0.05, times=None),
+]
+
+
+async def test_a_backfill_in_bad_weather_is_the_truth_and_is_done_once(tmp_path):
+    candles = without(random_candles(SWAP, 60_000, START - 40 * DAY), fields=("trades",))
+    data = {**DATA, SWAP: candles}
+    spans = {
+        SWAP: Span(START - 38 * DAY, START),
+        SWAP_TRADES: Span(START, START + 3 * DAY),
+        SPOT_TRADES: Span(START, START + 3 * DAY),
+    }
+    storage = MemoryStorage()
+    async with bybit(tmp_path, data=data, faults=WEATHER, seed=1) as (plugin, venue):
+        for series, span in spans.items():
+            complete = False
+            for _ in range(20):
+                with suppress(PluginError, DataError):
+                    result = await run_backfill(series, span, plugin, storage, lambda _: None)
+                    complete = result.complete
+                if complete:
+                    break
+            assert complete
+            asked = len(venue.requests)
+            await run_backfill(series, span, plugin, storage, lambda _: None)
+            assert len(venue.requests) == asked
+            async with storage.read(series, span) as batches:
+                found = Batch.concat([batch async for batch in batches])
+            assert_same(found, data[series].within(span))
 
 
 async def test_a_file_that_stays_wrong_is_refused_and_kept(tmp_path):
