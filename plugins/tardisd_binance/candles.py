@@ -1,7 +1,8 @@
 """Candles page by page over REST: closed ones only, every hole asked for again; stores nothing.
 
 Pages end where a candle closes. A short page is no end of the data, only an empty one is, and that
-is believed when a question without an end brings nothing either.
+is believed when a question without an end brings nothing either. Where one answer was full, the
+next ones are asked for side by side, and taken as far as they are full as well.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import trio
 
-from tardisd.errors import PluginError
+from tardisd.errors import PluginError, RequestError
 from tardisd.market.columns import Batch, closes
 from tardisd.market.decimals import Ints
 from tardisd.market.series import Series
@@ -22,6 +23,7 @@ from .rest import Rest, merged
 SOURCE = "REST klines"
 BELIEVED_AFTER = 2  # answers that say again that something is not there
 _TRIES = 4  # of an answer that another contradicts
+AT_ONCE = 8
 _MOST_HOLES = 20  # asked for again one by one
 
 
@@ -37,13 +39,20 @@ class CandlePager:
         self._closed_by = closed_by
         self._cursor = span.start
         self._end = span.end
+        self._flowing = False
 
     async def next(self) -> Page | None:
         """Return the next page, None after the last."""
         if self._cursor >= self._end:
             return None
+        if self._flowing and (found := await self._several()):
+            page = Batch.concat(found)
+            span = Span(self._cursor, _next_open(page.ts_event, self._interval))
+            self._cursor = span.end
+            return Page(tidy(page), span, source=SOURCE)
         for _ in range(_TRIES):
             batch = await self._rest.klines(self._series, self._cursor, self._end)
+            self._flowing = len(batch) == self._rest.rules.kline_rows
             batch = self._closed(batch)
             if self._cursor >= self._end:
                 return None
@@ -65,6 +74,34 @@ class CandlePager:
             )
         self._cursor = end
         return Page(tidy(batch), Span(span.start, end), source=SOURCE)
+
+    async def _several(self) -> list[Batch]:
+        """Return the next answers as far as each has every candle that it could have."""
+        step, start = self._interval.fixed_ns, self._cursor
+        if step is None or self._interval.floor(start) != start:
+            return []
+        length = self._rest.rules.kline_rows * step
+        count = min(AT_ONCE, (min(self._end, self._closed_by) - start) // length)
+        answers: list[Batch | None] = [None] * count
+
+        async def ask(at: int) -> None:
+            begin = start + at * length
+            try:
+                answers[at] = await self._rest.klines(self._series, begin, begin + length)
+            except (PluginError, RequestError):
+                answers[at] = None  # asked for again by itself, it tells what is wrong
+
+        async with trio.open_nursery() as nursery:
+            for at in range(count):
+                nursery.start_soon(ask, at)
+        found: list[Batch] = []
+        for batch in answers:
+            wanted = np.arange(start + len(found) * length, start + (len(found) + 1) * length, step)
+            if batch is None or not np.array_equal(batch.ts_event, wanted):
+                self._flowing = False
+                break
+            found.append(batch)
+        return found
 
     def _closed(self, batch: Batch) -> Batch:
         """Return the closed candles; the span ends where one is open, whatever its grid."""

@@ -28,7 +28,7 @@ from tardisd.venue.client import Missing, Patience, VenueClient
 from tardisd.wall import wall_ns
 
 from .archive import Archive, File, Plan
-from .candles import CandlePager, fill_holes
+from .candles import AT_ONCE, CandlePager, fill_holes
 from .formats import BinanceAggTrades, BinanceKlines, BinanceTrades
 from .judge import ARCHIVE_HINT, RestJudge, judge_archive
 from .rest import RULES, Rest
@@ -113,6 +113,7 @@ class Binance(Exchange[BinanceOptions]):
             RestJudge(budget, rules.limit.name),
             user_agent=options.user_agent,
             proxy=options.proxy,
+            concurrency=AT_ONCE,
             patience=patience,
         )
         return Rest(client, rules)
