@@ -218,7 +218,8 @@ class JobBook:
             self._start(job, None)
 
     async def _run(self, job: Job, span_at: SpanAt | None) -> None:
-        log.debug("backfill begins", job=job.job_id, rule=job.rule, series=len(job.parts))
+        tell = log.info if job.rule is None else log.debug
+        tell("backfill begins", job=job.job_id, rule=job.rule, series=len(job.parts))
         job.begin(self._now(), trio.current_time())
         try:
             with job.scope:
