@@ -23,13 +23,12 @@ from tardisd.market.time import MINUTE, Interval, format_time
 from tardisd.plugins.exchange import Page
 from tardisd.venue.client import Unreadable
 
-from .rest import CANDLE_ROWS, Rest
+from .rest import BELIEVED_AFTER, CANDLE_ROWS, Rest
 from .rows import merged
 
 SOURCE = "REST candles"
 AT_ONCE = 4
 LATE_NS = 10 * MINUTE  # a candle may take so long to appear
-BELIEVED_AFTER = 2  # answers that say again that something is not there
 _MOST_HOLES = 20  # asked for again per window
 _NEWEST_ROWS = 1400  # of the 1440 that the endpoint of the newest has
 
@@ -90,12 +89,16 @@ async def fill_holes(rest: Rest, series: Series, batch: Batch, span: Span, close
     """Return the candles of `span` with what REST has where `batch` has none."""
     interval = series.data_type.interval
     assert interval is not None
-    found = [batch]
-    for hole in _holes(batch, interval, span):
-        for window in _plan(interval, hole, 1 + hole.length // interval.nominal_ns, closed_by):
-            found.append((await rest.candles(series, window.span)).batch)
-    found = [part for part in found if len(part)]
-    return _joined(series, found) if len(found) > 1 else batch
+    for _ in range(BELIEVED_AFTER):
+        found = []
+        for hole in _holes(batch, interval, span):
+            for window in _plan(interval, hole, 1 + hole.length // interval.nominal_ns, closed_by):
+                found.append((await rest.candles(series, window.span)).batch)
+        if any(map(len, found)):
+            batch = _joined(series, [batch, *found])
+        elif not found:
+            break
+    return batch
 
 
 def _plan(interval: Interval, span: Span, count: int, closed_by: int) -> list[_Window]:

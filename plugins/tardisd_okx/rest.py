@@ -27,6 +27,7 @@ LIMITS = {
 }  # fmt: skip
 CANDLE_ROWS = 300
 TRADE_ROWS = 100
+BELIEVED_AFTER = 2  # answers that say again that something is not there
 # Without `utc` the longer ones would open at UTC+8. Those of two and three days are left out: it is
 # not documented from which day they are counted.
 BARS = {

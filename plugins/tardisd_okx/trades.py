@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from decimal import Decimal
 
-import numpy as np
 import trio
 
 from tardisd.errors import PluginError
@@ -23,7 +22,7 @@ from tardisd.market.time import DAY, MILLISECOND, MINUTE, SECOND
 from tardisd.plugins.exchange import Page
 from tardisd.venue.client import Unreadable
 
-from .rest import Rest
+from .rest import BELIEVED_AFTER, Rest
 from .rows import merged
 
 SOURCE = "REST history-trades"
@@ -95,21 +94,19 @@ async def _walk(rest: Rest, series: Series, part: Span, size: Decimal | None) ->
 
 
 async def _page(rest: Rest, series: Series, part: Span, size: Decimal | None, below: int) -> Batch:
-    """Return the newest trades of a stretch, or below an id, asked for twice where some lack."""
-
-    async def once() -> Batch:
+    """Return the newest trades of a stretch, or below an id, asked for again where some lack."""
+    found = Batch.empty(series)
+    for _ in range(1 + BELIEVED_AFTER):
         if below:
-            return await rest.trades(series, size, before_id=below)
-        return await rest.trades(series, size, before_ts=part.end)
-
-    page = await once()
-    if page.ids is not None and len(page):
-        ids = np.sort(page.ids)
-        whole = int(ids[-1]) - int(ids[0]) + 1 == len(ids)
-        if whole and (not below or int(ids[-1]) == below - 1):
-            return page
-    again = await once()
-    return _joined(series, [page, again]) if len(page) else again
+            page = await rest.trades(series, size, before_id=below)
+        else:
+            page = await rest.trades(series, size, before_ts=part.end)
+        found = _joined(series, [found, page]) if len(found) else page
+        if found.ids is not None and len(found):
+            low, high = int(found.ids.min()), int(found.ids.max())
+            if high - low + 1 == len(found) and high == (below - 1 if below else high):
+                break
+    return found
 
 
 def _joined(series: Series, batches: list[Batch]) -> Batch:
