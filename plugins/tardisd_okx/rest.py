@@ -27,7 +27,7 @@ LIMITS = {
 }  # fmt: skip
 CANDLE_ROWS = 300
 TRADE_ROWS = 100
-BELIEVED_AFTER = 2  # answers that say again that something is not there
+BELIEVED_AFTER = 3  # answers that say again that something is not there
 # Without `utc` the longer ones would open at UTC+8. Those of two and three days are left out: it is
 # not documented from which day they are counted.
 BARS = {
@@ -75,19 +75,29 @@ class Rest:
     async def candles_before(self, series: Series, ts: int, limit: int = 1) -> Batch:
         """Return the newest candles that open before `ts` (ns), at most `limit`."""
         params: Params = {**_names(series), "after": -(-ts // MILLISECOND), "limit": limit}
-        read = partial(rows.candles, series=series)
-        found = await self.client.read(f"/api/v5/{HISTORY}", params, read, limits=(HISTORY,))
-        return found.batch
+
+        def read(body: bytes) -> Batch:
+            batch = rows.candles(body, series).batch
+            if len(batch) and int(batch.ts_event[-1]) >= ts:
+                raise Unreadable("rows came from outside the span asked for")
+            return batch
+
+        return await self.client.read(f"/api/v5/{HISTORY}", params, read, limits=(HISTORY,))
 
     async def first_month(self, series: Series, now: int) -> Span | None:
         """Return the month in which the symbol was first traded; None when OKX does not tell."""
         name = series.symbol.venue_id(series.exchange)
         if name not in self._begins:
             months = Series.of(series.exchange, str(series.symbol), "candle_1M")
-            found = await self.candles_before(months, now, CANDLE_ROWS)
-            if not len(found) or len(found) == CANDLE_ROWS:
+            first, doubts = now, 0
+            while (
+                doubts < BELIEVED_AFTER
+            ):  # what is before the first one must be said to be nothing
+                found = await self.candles_before(months, first, CANDLE_ROWS)
+                doubts = 0 if len(found) else doubts + 1
+                first = int(found.ts_event[0]) if len(found) else first
+            if first == now:
                 return None
-            first = int(found.ts_event[0])
             self._begins[name] = Span(first, Interval(1, "M").close(first))
         return self._begins[name]
 
