@@ -60,7 +60,16 @@ def _make_jobs(database: sqlite_utils.Database) -> None:
     database.table("bans").create(bans, pk="venue", not_null={"until", "reason"})
 
 
-MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (_make_sessions, _make_jobs)
+def _make_shares(database: sqlite_utils.Database) -> None:
+    shares = {"venue": str, "limit_name": str, "weight": int, "until": int}
+    database.table("shares").create(shares, not_null={"venue", "limit_name", "weight"})
+
+
+MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (
+    _make_sessions,
+    _make_jobs,
+    _make_shares,
+)
 VERSION = len(MIGRATIONS)
 
 
@@ -173,6 +182,29 @@ class State:
         row = (venue, until, reason)
         with self._named_errors():
             self._connection.execute("INSERT OR REPLACE INTO bans VALUES (?,?,?)", row)
+
+    def spent(self, venue: str, limit: str) -> list[tuple[int | None, int]]:
+        """Return the shares of a limit that were noted: until when they were spent, and weights."""
+        with self._named_errors():
+            return self._connection.execute(
+                "SELECT until, weight FROM shares WHERE venue = ? AND limit_name = ?",
+                (venue, limit),
+            ).fetchall()
+
+    def note_share(self, venue: str, limit: str, weight: int, now: int, since: int) -> None:
+        """Note a share that is going to be spent; the one before it was spent by `now` (ns)."""
+        which = (venue, limit)
+        with self._named_errors(), self._connection:
+            self._connection.execute("BEGIN")
+            self._connection.execute(
+                "UPDATE shares SET until = ? WHERE venue = ? AND limit_name = ? AND until IS NULL",
+                (now, *which),
+            )
+            self._connection.execute(
+                "DELETE FROM shares WHERE venue = ? AND limit_name = ? AND until < ?",
+                (*which, since),
+            )
+            self._connection.execute("INSERT INTO shares VALUES (?,?,?,NULL)", (*which, weight))
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

@@ -6,7 +6,9 @@ other. Windows slide, also where the venue's own begin at full minutes: then no 
 holds more than is allowed, whatever its phase, and clocks need not agree. The rate is the same.
 
 What the venue itself says was used only ever raises our count, since others may share the address.
-A cool-down holds everyone back, and a ban outlives the daemon.
+A cool-down holds everyone back. Bans outlive the daemon, and so does what was spent: it is noted in
+shares, each before any of it is spent, so that a daemon that is killed and started again does not
+begin with a whole budget that the venue knows to be used.
 """
 
 from __future__ import annotations
@@ -20,12 +22,16 @@ from typing import Protocol
 
 import trio
 
-from tardisd.errors import RequestError
+from tardisd.errors import RequestError, StorageError
 from tardisd.market.time import DAY, SECOND, format_time
 from tardisd.wall import wall_ns
 
 # No venue bans for longer. A ban remembered under a wrong clock must not last for years.
 LONGEST_BAN_SECS = 3 * DAY / SECOND
+# In how many shares a whole limit is noted: each is written to disk, and may be noted in vain.
+_SHARES = 20
+# How long a venue may take to count what was sent before the daemon was killed.
+_LATE_NS = SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,18 @@ class Bans(Protocol):
     def remember(self, venue: str, until: int, reason: str) -> None:
         """Remember a ban until a wall time (ns)."""
 
+    def spent(self, venue: str, limit: str) -> Sequence[tuple[int | None, int]]:
+        """Return the shares of a limit: until when (wall time, ns) it was spent, and its weight.
+
+        None: it may have been spent until now.
+        """
+
+    def note_share(self, venue: str, limit: str, weight: int, now: int, since: int) -> None:
+        """Note that a share is going to be spent, and the one before it was by `now` (ns).
+
+        What was spent before `since` is forgotten.
+        """
+
 
 class NoBans:
     """Remembers nothing: for tests and tools."""
@@ -61,6 +79,13 @@ class NoBans:
     def remember(self, venue: str, until: int, reason: str) -> None:
         """Forget it at once."""
 
+    def spent(self, venue: str, limit: str) -> Sequence[tuple[int | None, int]]:
+        """Return nothing."""
+        return ()
+
+    def note_share(self, venue: str, limit: str, weight: int, now: int, since: int) -> None:
+        """Note nothing."""
+
 
 class _Window:
     """What was spent of one limit. Times are trio's clock, in seconds."""
@@ -71,6 +96,7 @@ class _Window:
         self._spent: deque[tuple[float, int]] = deque()
         self._sum = 0
         self._under_way = 0
+        self.noted: int | None = None  # what is left of the newest share; None: nothing recalled
 
     @property
     def allowed(self) -> int:
@@ -101,6 +127,12 @@ class _Window:
         """Let its period begin."""
         self._under_way -= weight
         self._add(weight, now)
+
+    def recall(self, shares: Sequence[tuple[float, int]]) -> None:
+        """Count what was spent at some times before."""
+        for ts, weight in sorted(shares):
+            self._add(weight, ts)
+        self.noted = 0
 
     def observe(self, used: int, now: float) -> None:
         """Count at least `used`; what is under way may not be in it yet, and counts besides."""
@@ -162,10 +194,13 @@ class Budget:
         names = tuple(limits) or tuple(self._windows)
         windows = [self._windows[name] for name in names]
         async with self._queues.setdefault(names, trio.Lock()):
+            for window in windows:
+                self._recall(window)
             while (wait := self._wait_secs(weight, windows)) > 0:
                 with trio.move_on_after(wait):
                     await self._answered.wait()
             for window in windows:
+                self._note(window, weight)
                 window.send(weight)
         try:
             yield
@@ -204,6 +239,30 @@ class Budget:
         if not secs:
             return None
         return f"{self._reason} until {format_time(self._now() + round(secs) * SECOND)}"
+
+    def _recall(self, window: _Window) -> None:
+        """Count what a daemon before this one may have spent."""
+        if window.noted is not None:
+            return
+        now, clock = self._now(), trio.current_time()
+        shares = []
+        for until, weight in self._bans.spent(self.venue, window.limit.name):
+            passed = 0 if until is None else max(0, now - until - _LATE_NS)
+            shares.append((clock - passed / SECOND, weight))
+        window.recall(shares)
+
+    def _note(self, window: _Window, weight: int) -> None:
+        """Have noted what is about to be spent."""
+        assert window.noted is not None
+        if window.noted < weight:
+            share, now = max(weight, window.allowed // _SHARES), self._now()
+            since = now - round(window.limit.period_secs * SECOND) - _LATE_NS
+            try:
+                self._bans.note_share(self.venue, window.limit.name, share, now, since)
+            except StorageError:
+                return  # unremembered, the budget is kept to all the same
+            window.noted = share
+        window.noted -= weight
 
     def _wait_secs(self, weight: int, windows: Sequence[_Window]) -> float:
         now = trio.current_time()

@@ -42,7 +42,7 @@ from tardisd.testing.venues.faults import (
     unsorted,
 )
 from tardisd.venue.book import BudgetBook
-from tardisd.venue.budget import Limit
+from tardisd.venue.budget import Limit, NoBans
 from tardisd.venue.client import Patience, Unreadable
 from tardisd_bybit import rows
 from tardisd_bybit.archive import files_of, names_in
@@ -347,7 +347,7 @@ async def test_a_geo_block_ends_it_at_once(tmp_path):
 
 
 async def test_a_ban_holds_everybody_back_and_is_remembered(tmp_path):
-    class Memory:
+    class Memory(NoBans):
         def __init__(self):
             self.told = []
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tardisd.errors import RequestError
 from tardisd.market.time import SECOND
-from tardisd.venue.budget import Budget, Limit
+from tardisd.venue.budget import Budget, Limit, NoBans
 
 
-class RememberedBans:
+class RememberedBans(NoBans):
     def __init__(self) -> None:
         self.known: dict[str, int] = {}
 
