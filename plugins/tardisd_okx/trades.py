@@ -32,6 +32,7 @@ _FIRST_NS = 10 * MINUTE
 _SHORTEST_NS = 100 * MILLISECOND
 _WANTED_ROWS = 3_000
 _MOST_ROWS = 30_000
+_SPARSE_PAGES = 5
 _SLACK_NS = SECOND  # by how much times may go back from one id to the next
 
 
@@ -41,6 +42,7 @@ class _Walk:
 
     rows: Batch
     ended: int | None
+    sparse: int  # pages in which ids are missing for good
 
 
 @trio.as_safe_channel
@@ -51,16 +53,19 @@ async def trade_pages(
 
     `listed_lately` says that what OKX does not have never was, rather than being too old.
     """
-    cursor, length = span.start, _FIRST_NS
+    cursor, length, sparse = span.start, _FIRST_NS, 0
     while cursor < span.end:
         part = Span(cursor, min(cursor + length, span.end))
-        walk = await _walk(rest, series, part, size)
+        # Where ids do not follow each other after all, one more answer must do.
+        doubts = BELIEVED_AFTER if sparse < _SPARSE_PAGES else 1
+        walk = await _walk(rest, series, part, size, doubts)
         if walk is None:
             if length <= _SHORTEST_NS:
                 raise PluginError(f"okx gives more trades of {series} for {part} than can be held")
             length = max(part.length // 8, _SHORTEST_NS)
             continue
         rows = walk.rows
+        sparse += walk.sparse
         holes: tuple[Span, ...] = ()
         if walk.ended is not None and walk.ended > part.start and not listed_lately:
             unknown = Span(part.start, min(walk.ended, part.end))
@@ -71,18 +76,21 @@ async def trade_pages(
         length = max(int(length * min(max(share, 0.25), 4.0)), _SHORTEST_NS)
 
 
-async def _walk(rest: Rest, series: Series, part: Span, size: Decimal | None) -> _Walk | None:
+async def _walk(
+    rest: Rest, series: Series, part: Span, size: Decimal | None, doubts: int
+) -> _Walk | None:
     """Return the trades of a stretch; None when they are too many to hold."""
     pages: list[Batch] = []
-    count, below, ended = 0, 0, None
+    count, below, ended, sparse = 0, 0, None, 0
     while True:
-        page = await _page(rest, series, part, size, below)
+        page, whole = await _page(rest, series, part, size, below, doubts)
         if page.ids is None or not len(page):
             # Rows of the last millisecond may be cut: only what is after it is whole.
             oldest = min((int(it.ts_event[0]) for it in pages), default=part.end - MILLISECOND)
             ended = oldest + MILLISECOND
             break
         pages.append(page)
+        sparse += not whole
         count += int((page.ts_event >= part.start).sum())
         below = int(page.ids.min())
         if count > _MOST_ROWS:
@@ -90,13 +98,20 @@ async def _walk(rest: Rest, series: Series, part: Span, size: Decimal | None) ->
         if int(page.ts_event[0]) < part.start - _SLACK_NS or below <= 1:
             break
     rows = _joined(series, pages).within(part) if pages else Batch.empty(series)
-    return _Walk(rows, ended)
+    return _Walk(rows, ended, sparse)
 
 
-async def _page(rest: Rest, series: Series, part: Span, size: Decimal | None, below: int) -> Batch:
-    """Return the newest trades of a stretch, or below an id, asked for again where some lack."""
+async def _page(
+    rest: Rest, series: Series, part: Span, size: Decimal | None, below: int, doubts: int
+) -> tuple[Batch, bool]:
+    """Return the newest trades of a stretch, or below an id, and whether their ids are whole.
+
+    Where ids are missing it asks again, `doubts` times; no trade at all is doubted the most.
+    """
     found = Batch.empty(series)
-    for _ in range(1 + BELIEVED_AFTER):
+    for attempt in range(1 + BELIEVED_AFTER):
+        if len(found) and attempt > doubts:
+            break
         if below:
             page = await rest.trades(series, size, before_id=below)
         else:
@@ -105,8 +120,8 @@ async def _page(rest: Rest, series: Series, part: Span, size: Decimal | None, be
         if found.ids is not None and len(found):
             low, high = int(found.ids.min()), int(found.ids.max())
             if high - low + 1 == len(found) and high == (below - 1 if below else high):
-                break
-    return found
+                return found, True
+    return found, False
 
 
 def _joined(series: Series, batches: list[Batch]) -> Batch:

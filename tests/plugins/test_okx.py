@@ -278,6 +278,16 @@ async def test_many_trades_of_one_millisecond(tmp_path):
     assert_same(joined(SPOT_TRADES, pages), data[SPOT_TRADES])
 
 
+async def test_ids_that_do_not_follow_each_other(tmp_path):
+    whole = DATA[SPOT_TRADES]
+    kept = whole[np.flatnonzero(np.arange(len(whole)) % 7 % 3 > 0)]
+    span = Span(NOW - 2 * DAY, NOW - HOUR)
+    async with okx(tmp_path, data={SPOT_TRADES: kept}, options=NEVER) as (plugin, venue):
+        assert_same(await fetched(plugin, SPOT_TRADES, span), kept.within(span))
+        questions = {seen.query for seen in venue.requests}
+        assert len(venue.requests) < 2.8 * len(questions), "soon asked for no more than twice"
+
+
 async def test_trades_too_old_for_rest_stay_unknown(tmp_path):
     later = NOW + 100 * DAY
     reach = later - 85 * DAY
