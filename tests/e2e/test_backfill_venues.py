@@ -24,12 +24,13 @@ from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.series import Series
 from tardisd.market.span import Span
-from tardisd.market.time import DAY, SECOND, parse_time
+from tardisd.market.time import DAY, MINUTE, SECOND, parse_time
 from tardisd.testing.exchange import suite_context
 from tardisd.testing.ticks import random_candles, random_trades
 from tardisd.testing.venues.binance import BinanceVenue
 from tardisd.testing.venues.bybit import BybitVenue
 from tardisd.testing.venues.faults import Fault, Misreport, Refuse, Reset, Truncate
+from tardisd.testing.venues.okx import OkxVenue
 from tardisd.testing.venues.venue import Venue
 from tardisd_sqlite.plugin import SqliteOptions, SqliteStorage
 
@@ -96,6 +97,18 @@ CASES = {
         end="2024-03-20T00:00:00Z",
         without=["trades", "id"],
     ),
+    "okx": Case(
+        OkxVenue,
+        [
+            "okx:BTC/USDT@candle_1m",
+            "okx:BTC/USDT:USDT@candle_5m",
+            "okx:BTC/USDT@trade",
+            "okx:BTC/USDT:USDT@trade",
+        ],
+        end="2024-03-20T12:00:00Z",
+        without=["trades"],
+        misreports=r"limit=|\.zip$",
+    ),
 }
 
 
@@ -114,7 +127,7 @@ def everything_fails_at_times(case: Case, chance: random.Random) -> list[Fault]:
         Refuse(status=500, **often),
         Refuse(status=503, **often),
         Refuse(status=429, retry_after="0.05", **often),
-        Refuse(status=418, retry_after="0.3", body=BANNED, times=2, chance=0.02),
+        Refuse(match="/api/v3/", status=418, retry_after="0.3", body=BANNED, times=2, chance=0.1),
         Reset(**often),
         Reset(after_bytes=2000, **often),
         Truncate(after_bytes=500, **often),
@@ -148,23 +161,35 @@ def serving(venue: Venue) -> Iterator[Venue]:
         thread.join(30)
 
 
-def config_of(venue: Venue) -> str:
+def config_of(venue: Venue, share: float = BUDGET_SHARE) -> str:
     urls = {"rest": "rest_url", "swap": "swap_rest_url", "archive": "archive_url"}
     lines = [f'{urls[role]} = "{url}"' for role, url in venue.urls.items()]
     return "\n".join(
         [
             '[daemon]\ndata_dir = "{folder}/data"\ncontrol_socket = "{folder}/control.sock"',
             'log_format = "text"\n[storages.main]\nplugin = "sqlite"\n[exchanges.venue]',
-            f'plugin = "{venue.exchange}"\nbudget_share = {BUDGET_SHARE}',
+            f'plugin = "{venue.exchange}"\nbudget_share = {share}',
             *lines,
         ]
     )
 
 
-def kill_now_and_then(daemon: Daemon, venue: Venue, job: int, chance: random.Random) -> int:
+def ended(daemon: Daemon, job: int) -> dict:
+    """Return a job when it has ended."""
+
+    def look() -> dict | None:
+        shown = daemon.ask("backfill.show", job=job)
+        return shown if shown["ended_at"] else None
+
+    return wait_for(look, "the end of the job")
+
+
+def kill_now_and_then(
+    daemon: Daemon, venue: Venue, job: int, chance: random.Random, least: int = 5, most: int = 40
+) -> int:
     """Kill the daemon and start it again, each time some requests later; return how often."""
     for kills in range(KILLS):
-        enough = len(venue.requests) + chance.randrange(5, 40)
+        enough = len(venue.requests) + chance.randrange(least, most)
 
         def reached(enough: int = enough) -> str:
             if len(venue.requests) >= enough:
@@ -201,9 +226,7 @@ def test_months_through_faults_and_kills(tmp_path, name):
     with serving(venue), running(tmp_path, config_of(venue)) as daemon:
         job = int(daemon.json("backfill", "run", *words)["id"])
         assert kill_now_and_then(daemon, venue, job, chance) == KILLS
-        shown = wait_for(
-            lambda: (it := daemon.ask("backfill.show", job=job))["ended_at"] and it, "the end"
-        )
+        shown = ended(daemon, job)
         assert shown["state"] == "finished", shown
         before = len(venue.requests)
         again = daemon.json("backfill", "run", *words, "--wait")
@@ -217,3 +240,18 @@ def test_months_through_faults_and_kills(tmp_path, name):
         expected = batch.within(span)
         assert len(found[batch.series]) == len(expected) > 1000
         assert bool(same_rows(found[batch.series], expected).all())
+
+
+def test_a_budget_outlives_kills(tmp_path):
+    # Bybit does not tell what was used, as Binance does in every answer.
+    candles = Series.parse("bybit:BTC/USDT@candle_1m")
+    venue = BybitVenue(
+        {candles: random_candles(candles, (NOW - BEGIN) // MINUTE, BEGIN)}, clock=NOW
+    )
+    words = [candles, "--from", START, "--to", "2024-03-20"]
+    share = 0.08
+    with serving(venue), running(tmp_path, config_of(venue, share)) as daemon:
+        job = int(daemon.json("backfill", "run", *words)["id"])
+        assert kill_now_and_then(daemon, venue, job, random.Random(1), 4, 12) == KILLS
+        assert ended(daemon, job)["state"] == "finished"
+    assert share / 2 < venue.most_used()["rest requests"] <= share
