@@ -185,10 +185,11 @@ def ended(daemon: Daemon, job: int) -> dict:
 
 
 def kill_now_and_then(
-    daemon: Daemon, venue: Venue, job: int, chance: random.Random, least: int = 5, most: int = 40
-) -> int:
+    daemon: Daemon, venue: Venue, job: int, chance: random.Random, count: int,
+    least: int = 5, most: int = 40,
+) -> int:  # fmt: skip
     """Kill the daemon and start it again, each time some requests later; return how often."""
-    for kills in range(KILLS):
+    for kills in range(count):
         enough = len(venue.requests) + chance.randrange(least, most)
 
         def reached(enough: int = enough) -> str:
@@ -200,7 +201,7 @@ def kill_now_and_then(
             return kills
         daemon.kill()
         daemon.start()
-    return KILLS
+    return count
 
 
 async def stored(folder: Path, wanted: dict[Series, Span]) -> dict[Series, Batch]:
@@ -225,9 +226,13 @@ def test_months_through_faults_and_kills(tmp_path, name):
                       faults=everything_fails_at_times(case, chance))  # fmt: skip
     with serving(venue), running(tmp_path, config_of(venue)) as daemon:
         job = int(daemon.json("backfill", "run", *words)["id"])
-        assert kill_now_and_then(daemon, venue, job, chance) == KILLS
+        assert kill_now_and_then(daemon, venue, job, chance, KILLS) == KILLS
         shown = ended(daemon, job)
         assert shown["state"] == "finished", shown
+        for _ in range(3):  # of a file that is damaged twice running a gap is left, to be asked for
+            if all(part["complete"] for part in shown["results"]):
+                break
+            shown = ended(daemon, int(daemon.json("backfill", "run", *words)["id"]))
         before = len(venue.requests)
         again = daemon.json("backfill", "run", *words, "--wait")
         assert [result["complete"] for result in again["results"]] == [True] * len(truth)
@@ -252,6 +257,6 @@ def test_a_budget_outlives_kills(tmp_path):
     share = 0.08
     with serving(venue), running(tmp_path, config_of(venue, share)) as daemon:
         job = int(daemon.json("backfill", "run", *words)["id"])
-        assert kill_now_and_then(daemon, venue, job, random.Random(1), 4, 12) == KILLS
+        assert kill_now_and_then(daemon, venue, job, random.Random(1), 3, most=12, least=4) == 3
         assert ended(daemon, job)["state"] == "finished"
     assert share / 2 < venue.most_used()["rest requests"] <= share
