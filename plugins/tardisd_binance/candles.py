@@ -40,6 +40,7 @@ class CandlePager:
         self._cursor = span.start
         self._end = span.end
         self._flowing = False
+        self._refused: RequestError | None = None
 
     async def next(self) -> Page | None:
         """Return the next page, None after the last."""
@@ -50,6 +51,8 @@ class CandlePager:
             span = Span(self._cursor, _next_open(page.ts_event, self._interval))
             self._cursor = span.end
             return Page(tidy(page), span, source=SOURCE)
+        if self._refused is not None:
+            raise self._refused
         for _ in range(_TRIES):
             batch = await self._rest.klines(self._series, self._cursor, self._end)
             self._flowing = len(batch) == self._rest.rules.kline_rows
@@ -83,13 +86,16 @@ class CandlePager:
         length = self._rest.rules.kline_rows * step
         count = min(AT_ONCE, (min(self._end, self._closed_by) - start) // length)
         answers: list[Batch | None] = [None] * count
+        refused: dict[int, RequestError] = {}
 
         async def ask(at: int) -> None:
             begin = start + at * length
             try:
                 answers[at] = await self._rest.klines(self._series, begin, begin + length)
-            except (PluginError, RequestError):
+            except PluginError:
                 answers[at] = None  # asked for again by itself, it tells what is wrong
+            except RequestError as error:
+                refused[at] = error  # what is final is not asked for again
 
         async with trio.open_nursery() as nursery:
             for at in range(count):
@@ -99,6 +105,7 @@ class CandlePager:
             wanted = np.arange(start + len(found) * length, start + (len(found) + 1) * length, step)
             if batch is None or not np.array_equal(batch.ts_event, wanted):
                 self._flowing = False
+                self._refused = refused.get(len(found))
                 break
             found.append(batch)
         return found
