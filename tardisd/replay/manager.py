@@ -66,7 +66,9 @@ class SessionManager:
         #: The threads in which sessions read ahead and encode.
         self.limiter = trio.CapacityLimiter(self._limits.encoding_threads)
         # Its thread starts with the first block, and ends when this object goes.
-        self._workers = Workers(self.limiter, ThreadPoolExecutor(1, "tardisd hash"))
+        self._workers = Workers(
+            self.limiter, ThreadPoolExecutor(1, "tardisd hash"), lambda: self._living < 2
+        )
         self._sessions: dict[str, ReplaySession] = {}
         self._reserved: set[str] = set()
         self._nursery: trio.Nursery | None = None

@@ -87,6 +87,7 @@ class ReplaySession:
             request.publish_delay,
             frame.lookahead,
             workers,
+            lambda: self._time.unpaced,
         )
 
     def restore(self, status: str, end: dict[str, Any]) -> None:

@@ -223,7 +223,7 @@ async def held_up(watcher, session_id):
 
 
 async def test_a_slow_subscriber_is_sent_away_and_told_where_to_resume(tmp_path):
-    limits = SessionLimits(tuning=Tuning(limits=QueueLimits(lagging_ticks=4096)))
+    limits = SessionLimits(tuning=Tuning(slice_ticks=1024, limits=QueueLimits(lagging_ticks=4096)))
     async with running(tmp_path, limits) as rig, rig.client() as owner:
         await owner.create(session_id="s", data_type="trade", start_paused=True)
         stream = await rig.shaken(receive_buffer=4096)
@@ -266,7 +266,7 @@ async def test_a_client_that_stopped_reading_is_dropped(tmp_path, monkeypatch):
 
 
 async def test_drop_oldest_announces_every_hole(tmp_path):
-    limits = SessionLimits(tuning=Tuning(limits=QueueLimits(lagging_ticks=4096)))
+    limits = SessionLimits(tuning=Tuning(slice_ticks=1024, limits=QueueLimits(lagging_ticks=4096)))
     async with running(tmp_path, limits) as rig, rig.client() as owner:
         await owner.create(session_id="s", data_type="trade", start_paused=True)
         stream = await rig.shaken(receive_buffer=4096)

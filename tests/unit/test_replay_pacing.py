@@ -75,7 +75,7 @@ def test_at_full_speed_nothing_is_waited_for():
         heard = await engine.play([TRADES], Span(START, START + HOUR), speed="max")
         assert len(heard.ticks()) == 20_000
         assert trio.current_time() == 0
-        assert all(len(block) <= 4096 for block in heard.blocks)
+        assert all(len(block) <= 8192 for block in heard.blocks)
 
     run_engine(main)
 
