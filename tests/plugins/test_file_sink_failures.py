@@ -329,7 +329,7 @@ async def test_a_kill_leaves_only_complete_files(tmp_path, announce):
 
 
 def test_a_failing_sink_is_no_other_sinks_trouble(tmp_path):
-    trades = random_trades(TRADES, 60_000, MIDNIGHT, mean_gap_ms=2)
+    trades = random_trades(TRADES, 150_000, MIDNIGHT, mean_gap_ms=1)
     batch = replace(trades, ts_event=trades.ts_event - trades.ts_event % SECOND)  # in bursts
     good, bad = sink_in(tmp_path, path="good.ndjson"), sink_in(tmp_path, path="bad/x.ndjson")
     (tmp_path / "bad").write_text("in the way")
@@ -357,14 +357,14 @@ def test_a_failing_sink_is_no_other_sinks_trouble(tmp_path):
             await watcher.done.wait()
             await engine.sessions.end_all()
             assert states(session) == {"good": ("done", None), "bad": ("done", None)}
-            assert watcher.seqs() == list(range(1, 60_001))
+            assert watcher.seqs() == list(range(1, 150_001))
 
     threads = [good._threads, bad._threads]
     run_engine(main, sinks={"good": good, "bad": bad}, limiters=threads)
     files = seqs_in(tmp_path)
-    assert files["good.ndjson"] == list(range(1, 60_001))
+    assert files["good.ndjson"] == list(range(1, 150_001))
     recovered = files["x.ndjson"]
     assert recovered == sorted(set(recovered)), "in order, none twice"
     assert recovered[0] == 1, "the block that failed was tried until it was in"
-    assert recovered[-1] == 60_000
-    assert len(recovered) < 60_000, "it lost what it could not keep back, and only that"
+    assert recovered[-1] == 150_000
+    assert len(recovered) < 150_000, "it lost what it could not keep back, and only that"
