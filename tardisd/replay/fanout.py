@@ -26,7 +26,7 @@ class QueueLimits:
     """
 
     blocking_ticks: int = 4096
-    lagging_ticks: int = 32_768
+    lagging_ticks: int = 16_384
     max_block_secs: float = 60.0
     most_items: int = 32_768
 

@@ -20,7 +20,7 @@ from tardisd.market.series import GAP_CLASS, KINDS, Series
 from tardisd.market.span import Coverage, Gap, Span
 from tardisd.market.ticks import Order, Ticks
 
-BLOCK_TICKS = 8192
+BLOCK_TICKS = 4096
 
 
 @dataclass(frozen=True, slots=True)

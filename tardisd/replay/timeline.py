@@ -26,7 +26,7 @@ class Tuning:
     session that is `max_lag_secs` late sets its clock back rather than hurry after it.
     """
 
-    slice_ticks: int = 8192
+    slice_ticks: int = 4096
     coalesce_secs: float = 0.001
     max_lag_secs: float = 0.25
     limits: QueueLimits = field(default_factory=QueueLimits)
