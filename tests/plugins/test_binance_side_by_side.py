@@ -7,6 +7,7 @@ import pytest
 from binance_rig import SPOT, asked, assert_same, candles, fetched, span, venue_of
 
 import tardisd.testing.venues.faults as faults
+from tardisd.errors import RequestError
 from tardisd.testing.venues.faults import Misreport, Refuse
 
 TRUTH = candles(f"{SPOT}@candle_1m", "03-05", "03-21")
@@ -29,10 +30,17 @@ async def test_full_answers_are_asked_for_side_by_side(tmp_path):
         Misreport(match="klines", change=faults.empty, skip=4),
         Misreport(match="klines", change=faults.duplicated, skip=4),
         Refuse(match="klines", status=500, skip=3, times=7),
-        Refuse(match="klines", status=400, body=b'{"code":-1100,"msg":"no"}', skip=4),
     ],
 )
 async def test_what_goes_wrong_side_by_side_is_mended(tmp_path, fault):
     truth = TRUTH[np.r_[:6000, 6005 : len(TRUTH)]]
     pages = await fetched(venue_of(truth, faults=[fault]), tmp_path, **ASKED)
     assert_same(pages, truth, WANTED)
+
+
+async def test_a_final_refusal_of_one_answer_ends_the_fetch(tmp_path):
+    fault = Refuse(match="klines", status=400, body=b'{"code":-1100,"msg":"no"}', skip=4)
+    venue = venue_of(TRUTH, faults=[fault])
+    with pytest.raises(RequestError, match="refused .HTTP 400, -1100: no"):
+        await fetched(venue, tmp_path, **ASKED)
+    assert len(asked(venue, "klines")) == 9, "one alone, then eight side by side, and no more"
