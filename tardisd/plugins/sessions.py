@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tardisd.market.columns import Batch
 from tardisd.market.decimals import Ints
 from tardisd.market.series import Series
+from tardisd.market.time import Interval
 
 Speed = float | Literal["max"]
 WhenFull = Literal["block", "drop_oldest", "conflate", "disconnect"]
@@ -26,7 +27,11 @@ OnGap = Literal["mark", "skip", "fail"]
 class SessionRequest:
     """What a session is to replay: series over `[start, end)` (ns) at `speed`.
 
-    `origin` says who asked, for listings (`websocket`, `control`, `preset demo`).
+    `origin` says who asked, for listings (`websocket`, `control`, `preset demo`). At `until` (ns) the
+    session pauses by itself. `max_idle_secs` bounds, in wall time, the wait for the next tick. With
+    `lockstep` the clock waits at barriers, at every release time or every close of `barrier`, for
+    at most `ack_timeout_secs`. `derive` are candles to build from finer series that are stored;
+    with `forming` they are shown while they form. A `durable` session outlives the daemon.
     """
 
     series: tuple[Series, ...]
@@ -41,14 +46,25 @@ class SessionRequest:
     ephemeral: bool = False
     storage: str | None = None
     sinks: tuple[str, ...] = ()
+    loop: bool = False
+    until: int | None = None
+    max_idle_secs: float | None = None
+    lockstep: bool = False
+    barrier: Interval | None = None
+    ack_timeout_secs: float = 30.0
+    derive: tuple[Series, ...] = ()
+    forming: bool = False
+    durable: bool = False
+    analyzers: tuple[str, ...] = ()
     origin: str = "control"
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Anything a follower is told besides ticks: `gap`, `paused`, `speed_changed`, `end`, ….
+    """Anything a follower is told besides ticks: `gap`, `paused`, `reset`, `barrier`, `end`, ….
 
-    `fields` are the message's fields of protocol §1 besides `type`, `session_id` and `id`.
+    `fields` are the message's fields of protocol §1 besides `type`, `session_id` and `id`; the
+    `data` of a `snapshot` are already JSON (msgspec.Raw).
     """
 
     type: str
@@ -126,6 +142,21 @@ class Subscription(Protocol):
         """Stop following; idempotent. A pending `receive` need not return."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where a follower was when it went: it gets what follows `from_seq` of `epoch`."""
+
+    epoch: int
+    from_seq: int
+
+
+class Stepping(Protocol):
+    """A step under way."""
+
+    async def wait(self) -> Notice:
+        """Return `stepped` when it is done, or was ended early by another verb."""
+
+
 class Evicted(Exception):
     """Raised by Subscription.receive when a follower that was too slow has been cut off."""
 
@@ -162,12 +193,39 @@ class Session(Protocol):
     def stop(self, by: Subscription | None = None, request_id: Any = None) -> Notice:
         """End the session; every follower gets `end` with reason `stopped`."""
 
+    def seek(self, to: int, by: Subscription | None = None, request_id: Any = None) -> Notice:
+        """Stand before the first tick released at `to` (ns) or later, in a new epoch.
+
+        Followers get `sought`, `reset` and `snapshot`, and none of the ticks that were queued.
+        """
+
+    def seek_by(self, delta: int, by: Subscription | None = None, request_id: Any = None) -> Notice:
+        """Seek by `delta` ns from where the session is, not beyond its start or end."""
+
+    def step(
+        self, count: int, by: Subscription | None = None, request_id: Any = None
+    ) -> Stepping:
+        """Deliver the next `count` ticks of a paused session, or go back that many (`count` < 0).
+
+        Followers get `stepped` after those ticks, or after `reset` and `snapshot` when going back.
+        """
+
+    def acknowledge(self, by: Subscription, epoch: int, seq: int) -> None:
+        """Take note that a lockstep follower has dealt with everything up to `seq`."""
+
     def subscribe(
-        self, when_full: WhenFull, forms: Sequence[str] = (), name: str = ""
+        self,
+        when_full: WhenFull,
+        forms: Sequence[str] = (),
+        name: str = "",
+        resume: Resume | None = None,
+        lockstep: bool = False,
     ) -> Subscription:
         """Follow from the next tick on; `forms` are the encodings that will be asked for.
 
-        `name` is what `waiting_for` calls a follower that holds the session up.
+        A session that has begun sends a `snapshot` first; with `resume`, all that was missed
+        instead. `name` is what `waiting_for` calls a follower that holds the session up. A
+        `lockstep` follower is waited for at the barriers of a lockstep session.
         """
 
     def begin(self) -> None:
