@@ -122,6 +122,9 @@ class Rows(Protocol):
     def cut(self, limit: int) -> Iterator[memoryview]:
         """Return the bytes in pieces of whole rows, each of at most `limit` bytes if it can be."""
 
+    def grids(self) -> Iterator[NDArray[np.uint8]]:
+        """Return the rows as tables of neighbouring rows of one width; do not write to them."""
+
 
 class Subscription(Protocol):
     """One follower's place in a session; leave it by closing."""

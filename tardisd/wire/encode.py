@@ -21,8 +21,8 @@ from tardisd.market.series import Series
 from tardisd.market.ticks import Parts, Ticks
 from tardisd.wire.digits import BLANK, Grid, digit_count, fraction_digits
 
-Form = Literal["tick", "batch", "ndjson", "csv"]
-FORMS: tuple[Form, ...] = ("tick", "batch", "ndjson", "csv")
+Form = Literal["tick", "batch", "ndjson", "data", "csv"]
+FORMS: tuple[Form, ...] = ("tick", "batch", "ndjson", "data", "csv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +99,16 @@ class Encoder:
             yield b","
         else:
             yield b"{"
-        yield _channel
-        yield b',"data":{' if frame.form == "tick" else b","
+        if frame.form != "data":
+            yield _channel
+            yield b',"data":{' if frame.form == "tick" else b","
         yield from _data_pieces(ticks)
         if frame.lookahead and ticks.kind == "candle":
             yield b',"lookahead":true'
         if frame.stamped:
             yield b',"replay_time":'
             yield Slot(13, None)
-        yield {"tick": b"}}", "batch": b"},", "ndjson": b"}\n"}[frame.form]
+        yield {"tick": b"}}", "batch": b"},", "ndjson": b"}\n", "data": b"}"}[frame.form]
 
 
 def _data_pieces(ticks: Ticks) -> Iterator[_Piece]:

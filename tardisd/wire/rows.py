@@ -58,6 +58,18 @@ class EncodedRows:
             yield self._view[start : self._offset(upto)]
             first = upto
 
+    def grids(self, first: int = 0, last: int | None = None) -> Iterator[NDArray[np.uint8]]:
+        """Return the rows `first <= i < last` as tables of neighbouring rows of one width."""
+        end = self._rows if last is None else last
+        at = max(bisect_right(self._first_rows, first) - 1, 0)
+        for run in self._runs[at:]:
+            low, high = max(first - run.first_row, 0), min(end - run.first_row, run.rows)
+            if low >= high:
+                return
+            start = run.offset + low * run.width
+            part = self._buffer[start : run.offset + high * run.width]
+            yield part.reshape(high - low, run.width)
+
     def _row_before(self, place: int) -> int:
         """Return how many rows end at or before byte `place`."""
         if place >= len(self._view):
@@ -101,6 +113,10 @@ class RowSlice:
     def cut(self, limit: int) -> Iterator[memoryview]:
         """Return the bytes in pieces of whole rows, each of at most `limit` bytes if it can be."""
         return self.whole.cut(limit, self.first, self.last)
+
+    def grids(self) -> Iterator[NDArray[np.uint8]]:
+        """Return the rows as tables of neighbouring rows of one width; do not write to them."""
+        return self.whole.grids(self.first, self.last)
 
 
 def interleave(

@@ -104,6 +104,18 @@ def test_batch_rows_and_any_part_of_them(table, data):
         done += len(block)
 
 
+@given(tables(HASHED + OTHERS), st.data())
+def test_data_alone_in_tables_of_one_width(table, data):
+    rows, batches = table
+    made = []
+    for block in make_blocks(batches, "s", slice_ticks=data.draw(st.integers(1, 20))):
+        encoded = block.encode("data")
+        grids = list(encoded.grids())
+        assert b"".join(map(bytes, grids)) == bytes(encoded.bytes())
+        made += [read(bytes(row)) for grid in grids for row in grid]
+    assert made == [data_of(row) for row in rows]
+
+
 @given(tables(HASHED + OTHERS))
 def test_ndjson_has_no_blank_but_padding(table):
     rows, batches = table
