@@ -26,10 +26,11 @@ from tardisd.config.model import Config
 from tardisd.control.server import serve_control
 from tardisd.control.services import InstanceState, Services
 from tardisd.errors import TardisError
-from tardisd.instances import Instance, of_kind
+from tardisd.instances import DaemonHost, Instance, of_kind
 from tardisd.log import Log
 from tardisd.metrics import exposition
 from tardisd.plugins.base import Context
+from tardisd.plugins.host import Board, Host
 from tardisd.replay.manager import SessionLimits, SessionManager
 from tardisd.state import State
 from tardisd.supervise import describe, innermost
@@ -77,11 +78,12 @@ class Daemon:
             state.close()
         log.info("stopped")
 
-    def _build(self, sessions: SessionManager, budgets: BudgetBook) -> None:
+    def _build(self, sessions: SessionManager, budgets: BudgetBook, host: Host) -> None:
+        board = Board()
         for kind in _START_ORDER:
             for name, one in self._config.instances[kind].items():
                 data_dir = self._config.daemon.data_dir
-                context = Context(name, data_dir, sessions, budgets.page())
+                context = Context(name, data_dir, sessions, budgets.page(), host, board)
                 self._instances.append(Instance(kind, name, one.cls(one.options, context)))
 
     async def _serve(self, outer: trio.Nursery, state: State) -> None:
@@ -103,12 +105,14 @@ class Daemon:
         for record in self._config.registry.plugins:
             if record.state == "failed":
                 log.warning("plugin failed", plugin=record.name, reason=record.reason)
-        self._build(sessions, BudgetBook(state))
+        host = DaemonHost(storages, self._config.default_storage)  # type: ignore[arg-type]
+        self._build(sessions, BudgetBook(state), host)
         storages.update(of_kind(self._instances, "storage"))
         sinks.update(of_kind(self._instances, "sink"))
         exchanges.update(of_kind(self._instances, "exchange"))
         backfills = JobBook(storages, exchanges, state)  # type: ignore[arg-type]
         services = self._services(sessions, backfills)
+        host.metrics = services.metrics
         await outer.start(serve_control, daemon.control_socket, services)
         async with (
             self._running("storage"),
@@ -120,9 +124,11 @@ class Daemon:
             self._running("sink"),
         ):
             gc.freeze()  # what start-up made stays: the collector need not look at it ever again
+            host.ready = True
             self._notifier.send(ready=1, status=self._summary())
             log.info("ready", control_socket=daemon.control_socket, **self._counts())
             await self._stop.wait()
+            host.ready = False
             self._notifier.send(stopping=1, status="stopping")
             outer.cancel_scope.deadline = trio.current_time() + daemon.shutdown_secs
             await backfills.end_all()

@@ -5,7 +5,7 @@ What an instance does is its own affair; this says only whether it runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ import trio
 from tardisd.errors import TardisError
 from tardisd.log import Log
 from tardisd.plugins.base import Plugin
+from tardisd.plugins.host import find_storage
+from tardisd.plugins.storage import Storage
 from tardisd.supervise import Backoff, attempt, describe
 
 log = Log("tardisd.instances")
@@ -68,6 +70,20 @@ class Instance:
     def stop(self) -> None:
         """Have the instance closed."""
         self._stop.set()
+
+
+@dataclass
+class DaemonHost:
+    """The daemon as `tardisd.plugins.host.Host` shows it to its plugins."""
+
+    storages: Mapping[str, Storage[Any]]
+    default_storage: str | None
+    metrics: Callable[[], str] = str
+    ready: bool = False
+
+    def storage(self, name: str | None = None) -> Storage[Any]:
+        """Return a storage, the default one for None; RequestError says which there are."""
+        return find_storage(self.storages, self.default_storage, name)
 
 
 def of_kind(instances: list[Instance], kind: str) -> Mapping[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 import trio
@@ -20,16 +18,20 @@ from trio_websocket import (
 )
 from wsproto.utilities import ProtocolError
 
-from tardisd.errors import PluginError
 from tardisd.log import Log
-from tardisd.plugins.base import Context, Options
-from tardisd.plugins.secret import Secret
+from tardisd.plugins.base import Context
+from tardisd.plugins.listening import (
+    ListeningOptions,
+    open_listeners,
+    tls_context,
+    tune,
+    url_of,
+)
 from tardisd.plugins.sink import Sink
 from tardisd.supervise import attempt, describe
-from tardisd_websocket.access import Access, is_loopback, normalise_origin, parse_listen
 from tardisd_websocket.connection import GOING_AWAY, Connection, refuse
 from tardisd_websocket.requests import Quota
-from tardisd_websocket.stream import FrameStream, Transport, close_frame, tune
+from tardisd_websocket.stream import FrameStream, Transport, close_frame
 
 HANDSHAKE_SECS = 10.0
 STOP_SECS = 3.0
@@ -40,42 +42,17 @@ BREACHES = frozenset({1002, 1003, 1007})
 log = Log("tardisd.websocket")
 
 
-class WebSocketOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class WebSocketOptions(ListeningOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options of the WebSocket sink."""
 
     listen: Annotated[
         str, Meta(description="Address to listen on; other than loopback needs a token")
     ] = "127.0.0.1:8001"
-    token: Annotated[
-        Secret | None, Meta(description="Secret that clients must show; none by default")
-    ] = None
-    allowed_origins: Annotated[
-        tuple[str, ...],
-        Meta(description="Web pages that may connect, besides those on loopback; * for all"),
-    ] = ()
-    tls_cert: Annotated[
-        str | None, Meta(description="Certificate chain (PEM file); with tls_key: wss://")
-    ] = None
-    tls_key: Annotated[str | None, Meta(description="Private key (PEM file) of tls_cert")] = None
     max_clients: Annotated[int, Meta(ge=1, description="Clients connected at once")] = 1000
     max_sessions: Annotated[int, Meta(ge=1, description="Sessions running at once")] = 100
     max_message_bytes: Annotated[int, Meta(ge=1024, description="Longest request that is read")] = (
         1024 * 1024
     )
-
-    def __post_init__(self) -> None:
-        host, _ = parse_listen(self.listen)
-        if self.token is not None and not self.token.reveal():
-            raise ValueError("token is empty; give one of 16 characters or more, or leave it out")
-        if self.token is None and not is_loopback(host):
-            raise ValueError(
-                f"listen = {self.listen!r} can be reached from other machines; set token,"
-                " or listen on 127.0.0.1"
-            )
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key go together; set both or neither")
-        for origin in self.allowed_origins:
-            normalise_origin(origin)
 
 
 class WebSocketSink(Sink[WebSocketOptions]):
@@ -86,9 +63,7 @@ class WebSocketSink(Sink[WebSocketOptions]):
 
     def __init__(self, options: WebSocketOptions, context: Context) -> None:
         super().__init__(options, context)
-        self._access = Access(
-            options.token, frozenset(map(normalise_origin, options.allowed_origins))
-        )
+        self._access = options.access()
         self._quota = Quota(context.sessions, options.max_sessions)
         self._sockets = 0
         self._connections: set[Connection] = set()
@@ -105,15 +80,13 @@ class WebSocketSink(Sink[WebSocketOptions]):
     @property
     def url(self) -> str:
         """Where clients connect to."""
-        host, port = self.address
-        scheme = "ws" if self.options.tls_cert is None else "wss"
-        return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"
+        return url_of("ws" if self.options.tls_cert is None else "wss", self.address)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Listen until left; then tell every client that the server goes away."""
-        self._tls = self._tls_context()
-        listeners = await self._listen()
+        self._tls = tls_context(self.options)
+        listeners = await open_listeners(self.options.listen)
         self._address = listeners[0].socket.getsockname()[:2]
         log.info("websocket listening", instance=self.context.name, url=self.url)
         async with trio.open_nursery() as nursery:
@@ -127,35 +100,6 @@ class WebSocketSink(Sink[WebSocketOptions]):
                     await self._close_all()
                 nursery.cancel_scope.cancel()
                 self._address = None
-
-    async def _listen(self) -> list[trio.SocketListener]:
-        host, port = parse_listen(self.options.listen)
-        try:
-            return await trio.open_tcp_listeners(port, host=host)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                advice = "another program uses it; stop that, or set another address in `listen`"
-            elif error.errno == errno.EACCES:
-                advice = "no permission; use a port above 1023"
-            else:
-                advice = f"{(error.strerror or str(error)).lower()}; set another in `listen`"
-            raise PluginError(f"cannot listen on {self.options.listen}: {advice}") from error
-
-    def _tls_context(self) -> ssl.SSLContext | None:
-        if self.options.tls_cert is None or self.options.tls_key is None:
-            return None
-        cert, key = (
-            Path(text).expanduser() for text in (self.options.tls_cert, self.options.tls_key)
-        )
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        try:
-            context.load_cert_chain(cert, key)
-        except OSError as error:  # ssl.SSLError among them
-            raise PluginError(
-                f"cannot use tls_cert {cert} with tls_key {key}: {error};"
-                " give a PEM certificate and its own key"
-            ) from error
-        return context
 
     async def _serve(self, socket: trio.SocketStream) -> None:
         """Serve one client. Whatever goes wrong with it stays here."""

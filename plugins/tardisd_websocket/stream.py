@@ -8,7 +8,6 @@ leaves a torn frame behind; nothing may follow it, so the stream counts as broke
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Callable
 
@@ -18,10 +17,6 @@ Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 # Written under one hold of the lock, so that pongs and replies get in.
 PIECE_BYTES = 240 * 1024
-# Little in flight lets a pause reach a slow client soon; room for two pieces (the kernel doubles
-# what it is told) means that most of them go out without waiting.
-SEND_BUFFER_BYTES = 256 * 1024
-NOT_SENT_BYTES = 128 * 1024
 LINGER_SECS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 _TEXT = 0x81  # FIN and opcode 1
@@ -47,14 +42,6 @@ def close_frame(code: int, reason: str) -> bytes:
     """Return a close frame; a reason that is too long is cut."""
     payload = struct.pack("!H", code) + reason.encode()[:123]
     return bytes((_CLOSE, len(payload))) + payload
-
-
-def tune(stream: trio.SocketStream) -> None:
-    """Set the socket's options: little in flight, large writes, no delay."""
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
 
 
 class FrameStream(trio.abc.Stream):

@@ -10,8 +10,8 @@ from typing import Any
 from tardisd.backfill.jobs import JobBook
 from tardisd.config.model import Config
 from tardisd.control.jobs import Jobs
-from tardisd.errors import RequestError
 from tardisd.plugins.exchange import Exchange
+from tardisd.plugins.host import find_storage
 from tardisd.plugins.sessions import Sessions
 from tardisd.plugins.storage import Storage
 
@@ -50,13 +50,9 @@ class Services:
 
     def storage_name(self, name: str | None) -> str:
         """Return the name of a storage, the default one for None; RequestError for another."""
-        wanted = self.config.default_storage if name is None else name
-        if wanted in self.storages:
-            return wanted
-        known = ", ".join(sorted(self.storages)) or "none"
-        text = f"storage: no storage is named {wanted!r}; configured: {known}"
-        raise RequestError("bad_request", text)
+        self.storage(name)
+        return name or self.config.default_storage or ""
 
     def storage(self, name: str | None) -> Storage[Any]:
         """Return a storage, the default one for None; RequestError says which there are."""
-        return self.storages[self.storage_name(name)]
+        return find_storage(self.storages, self.config.default_storage, name)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import msgspec
+
+from tardisd.plugins.host import Alone, Board, Host
 
 if TYPE_CHECKING:
     from tardisd.plugins.sessions import Sessions
@@ -41,13 +43,21 @@ class Context:
 
     `name` is the instance's section name in the config (`[sinks.ws]` → `ws`), `data_dir` a folder
     the daemon may write to, `sessions` the way to create and control replays, `budgets` the rate
-    budgets of venues, which instances that talk to one address share.
+    budgets of venues, which instances that talk to one address share. `host` is the daemon itself:
+    its storages and figures. `board` is where instances offer each other what the core knows
+    nothing of.
     """
 
     name: str
     data_dir: Path
     sessions: Sessions
     budgets: BudgetBook = field(default_factory=_own_budgets)
+    host: Host = field(default_factory=Alone)
+    board: Board = field(default_factory=Board)
+
+    def offer(self, topic: str, thing: Any) -> AbstractContextManager[None]:
+        """Offer something to the other instances for as long as the block lasts."""
+        return self.board.offer(topic, thing, self.name)
 
 
 class Plugin(ABC, Generic[OptionsT]):

@@ -12,9 +12,9 @@ from trio_websocket import ConnectionClosed, open_websocket_url
 from websocket_rig import Client, Frames, handshake, running
 
 from tardisd.errors import PluginError
+from tardisd.plugins.access import is_loopback, normalise_origin, parse_listen
 from tardisd.plugins.base import Context
 from tardisd.plugins.secret import Secret
-from tardisd_websocket.access import is_loopback, normalise_origin, parse_listen
 from tardisd_websocket.plugin import WebSocketOptions, WebSocketSink
 
 TOKEN = "s3cret+/=ü"
