@@ -3,7 +3,8 @@
     outer      signals, watchdog, control server (answers until the very end)
     └ instances  one task per configured plugin
       ├ backfills  one task per job, and one per rule that begins them
-      └ sessions   one nursery per session, with a task per sink
+      ├ sessions   one nursery per session, with a task per sink
+      └ reloads    one at a time
 
 Nothing is decided here but the order in which things start and stop.
 """
@@ -14,8 +15,7 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -23,14 +23,16 @@ from tardisd import log as logs
 from tardisd.backfill.jobs import JobBook
 from tardisd.backfill.rules import rules_running
 from tardisd.config.model import Config
+from tardisd.config.model import Instance as InstanceConfig
 from tardisd.control.server import serve_control
 from tardisd.control.services import InstanceState, Services
 from tardisd.errors import TardisError
-from tardisd.instances import DaemonHost, Instance, of_kind
+from tardisd.instances import DaemonHost, Instance, Instances
 from tardisd.log import Log
 from tardisd.metrics import exposition
 from tardisd.plugins.base import Context
-from tardisd.plugins.host import Board, Host
+from tardisd.plugins.host import Board
+from tardisd.reload import Reloader
 from tardisd.replay.manager import SessionLimits, SessionManager
 from tardisd.state import State
 from tardisd.supervise import describe, innermost
@@ -48,10 +50,11 @@ class Daemon:
     """One daemon: made of a config, run once."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self._config = config  # as it was at the start
         self._notifier = Notifier.from_environ(os.environ)
         self._stop = trio.Event()
-        self._instances: list[Instance] = []
+        self._instances = Instances()
+        self._reloader: Reloader | None = None
         self._started_at = wall_ns()
 
     async def run(self) -> None:
@@ -78,82 +81,78 @@ class Daemon:
             state.close()
         log.info("stopped")
 
-    def _build(self, sessions: SessionManager, budgets: BudgetBook, host: Host) -> None:
-        board = Board()
-        for kind in _START_ORDER:
-            for name, one in self._config.instances[kind].items():
-                data_dir = self._config.daemon.data_dir
-                context = Context(name, data_dir, sessions, budgets.page(), host, board)
-                self._instances.append(Instance(kind, name, one.cls(one.options, context)))
-
     async def _serve(self, outer: trio.Nursery, state: State) -> None:
-        daemon = self._config.daemon
-        storages: dict[str, object] = {}
-        sinks: dict[str, object] = {}
-        exchanges: dict[str, object] = {}
+        config, instances = self._config, self._instances
+        plugins, budgets = instances.plugins, BudgetBook(state)
         sessions = SessionManager(
-            storages,  # type: ignore[arg-type]
-            self._config.default_storage,
-            sinks,  # type: ignore[arg-type]
-            state,
-            SessionLimits(
-                max_sessions=daemon.max_sessions,
-                kept_secs=daemon.kept_secs,
-                drain_secs=daemon.shutdown_secs / 2,
-            ),
+            plugins["storage"], config.default_storage, plugins["sink"], state, _limits(config)
         )
-        for record in self._config.registry.plugins:
-            if record.state == "failed":
-                log.warning("plugin failed", plugin=record.name, reason=record.reason)
-        host = DaemonHost(storages, self._config.default_storage)  # type: ignore[arg-type]
-        self._build(sessions, BudgetBook(state), host)
-        storages.update(of_kind(self._instances, "storage"))
-        sinks.update(of_kind(self._instances, "sink"))
-        exchanges.update(of_kind(self._instances, "exchange"))
-        backfills = JobBook(storages, exchanges, state)  # type: ignore[arg-type]
+
+        host, board = DaemonHost(plugins["storage"], config.default_storage), Board()
+
+        async def make(section: InstanceConfig) -> Instance:
+            data_dir = config.daemon.data_dir
+            context = Context(section.name, data_dir, sessions, budgets.page(), host, board)
+            return await Instance.made(section, context)
+
+        _tell_failed_plugins(config)
+        for kind in _START_ORDER:
+            instances.put([await make(one) for one in config.instances[kind].values()])
+        backfills = JobBook(plugins["storage"], plugins["exchange"], state)
         services = self._services(sessions, backfills)
         host.metrics = services.metrics
-        await outer.start(serve_control, daemon.control_socket, services)
+
+        def adopt(new: Config) -> None:
+            logs.set_up(new.daemon.log_level, new.daemon.log_format)
+            sessions.adopt(new.default_storage, _limits(new))
+            host.default_storage = new.default_storage
+            _tell_failed_plugins(new)
+
+        reloader = Reloader(
+            services, sessions, instances, self._notifier, make, adopt, self._summary
+        )
+        self._reloader = reloader
+        await outer.start(serve_control, config.daemon.control_socket, services)
         async with (
-            self._running("storage"),
-            self._running("exchange"),
+            instances.running("storage"),
+            instances.running("exchange"),
             backfills.run(),
-            rules_running(backfills, self._config.backfills.values()),
+            rules_running(backfills, config.backfills.values()) as rules,
             sessions.run(),
-            self._running("analyzer"),
-            self._running("sink"),
+            instances.running("analyzer"),
+            instances.running("sink"),
+            reloader.run(rules),
         ):
             gc.freeze()  # what start-up made stays: the collector need not look at it ever again
             host.ready = True
             self._notifier.send(ready=1, status=self._summary())
-            log.info("ready", control_socket=daemon.control_socket, **self._counts())
+            log.info("ready", control_socket=config.daemon.control_socket, **self._counts())
             await self._stop.wait()
             host.ready = False
             self._notifier.send(stopping=1, status="stopping")
-            outer.cancel_scope.deadline = trio.current_time() + daemon.shutdown_secs
+            secs = services.config.daemon.shutdown_secs
+            outer.cancel_scope.deadline = trio.current_time() + secs
             await backfills.end_all()
             await services.jobs.end_all()
             await sessions.end_all()
 
-    @asynccontextmanager
-    async def _running(self, kind: str) -> AsyncIterator[None]:
-        """Hold the instances of one kind; one that cannot start ends the daemon."""
-        mine = [one for one in self._instances if one.kind == kind]
-        async with trio.open_nursery() as nursery:
-            for one in mine:
-                await nursery.start(one.hold)
-                log.info("instance running", kind=kind, name=one.name, plugin=one.plugin.name)
-            yield
-            for one in mine:
-                one.stop()
-
     def _services(self, sessions: SessionManager, backfills: JobBook) -> Services:
+        plugins = self._instances.plugins
+
+        async def reload() -> Mapping[str, Sequence[str]]:
+            assert self._reloader is not None
+            return await self._reloader.reload()
+
+        async def restart(kind: str, name: str) -> None:
+            assert self._reloader is not None
+            await self._reloader.restart(kind, name)
+
         return Services(
             config=self._config,
             sessions=sessions,
             backfills=backfills,
-            storages=of_kind(self._instances, "storage"),
-            exchanges=of_kind(self._instances, "exchange"),
+            storages=plugins["storage"],
+            exchanges=plugins["exchange"],
             instances=lambda: [
                 InstanceState(one.kind, one.name, one.plugin.name, one.state, one.message)
                 for one in self._instances
@@ -163,6 +162,8 @@ class Daemon:
                 sessions.past_ticks,
                 [job.state for job in backfills.jobs()],
             ),
+            reload=reload,
+            restart=restart,
             request_stop=self._stop.set,
             spool_dir=self._config.daemon.data_dir,
             started_at=self._started_at,
@@ -171,8 +172,9 @@ class Daemon:
     async def _watch_signals(self, scope: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
-                if number == signal.SIGHUP:  # by default it would end the daemon without a word
-                    log.warning("a running daemon does not read its config again; restart it")
+                if number == signal.SIGHUP:
+                    if self._reloader is not None:
+                        self._reloader.reload_soon()  # at the latest when all has started
                     continue
                 log.info("stopping", signal=signal.Signals(number).name)
                 if self._stop.is_set():  # the second time: at once
@@ -189,7 +191,7 @@ class Daemon:
         return {
             f"{kind}s": count
             for kind in _START_ORDER
-            if (count := sum(one.kind == kind for one in self._instances))
+            if (count := len(self._instances.plugins[kind]))
         }
 
     def _summary(self) -> str:
@@ -198,6 +200,21 @@ class Daemon:
             ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for kind, count in counts)
             or "no instances"
         )
+
+
+def _limits(config: Config) -> SessionLimits:
+    daemon = config.daemon
+    return SessionLimits(
+        max_sessions=daemon.max_sessions,
+        kept_secs=daemon.kept_secs,
+        drain_secs=daemon.shutdown_secs / 2,
+    )
+
+
+def _tell_failed_plugins(config: Config) -> None:
+    for record in config.registry.plugins:
+        if record.state == "failed":
+            log.warning("plugin failed", plugin=record.name, reason=record.reason)
 
 
 def _raise_descriptor_limit() -> None:

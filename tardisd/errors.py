@@ -22,7 +22,9 @@ found, what to do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 class TardisError(Exception):
@@ -124,11 +126,12 @@ class StorageNewer(StorageError):
 
 
 class ControlError(TardisError):
-    """Raised by control clients when the daemon answers with an error."""
+    """Raised by control clients when the daemon answers with an error; `data` says more of it."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.data = data or {}
 
 
 class NotRunning(ControlError):

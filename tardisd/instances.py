@@ -1,22 +1,26 @@
 """Configured plugins at work: one task each holds its instance open; failed ones start anew.
 
-What an instance does is its own affair; this says only whether it runs.
+What an instance does is its own affair; this says only whether it runs, and lets instances come and
+go while others run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 
-from tardisd.errors import TardisError
+from tardisd.config import model
+from tardisd.config.diff import section_of
+from tardisd.errors import RequestError, TardisError
 from tardisd.log import Log
-from tardisd.plugins.base import Plugin
+from tardisd.plugins.base import KINDS, Context, Plugin
 from tardisd.plugins.host import find_storage
 from tardisd.plugins.storage import Storage
-from tardisd.supervise import Backoff, attempt, describe
+from tardisd.supervise import Backoff, attempt, describe, outcome
 
 log = Log("tardisd.instances")
 
@@ -27,49 +31,178 @@ class StartError(TardisError):
     code = "start_failed"
 
 
-@dataclass
+@dataclass(eq=False)
 class Instance:
-    """One configured plugin; `state` is starting, running, failed or stopped."""
+    """One configured plugin; `state` is starting, running, failed or stopped.
 
-    kind: str
-    name: str
+    `claims` is what no other instance can hold while this one runs.
+    """
+
+    section: model.Instance
     plugin: Plugin[Any]
+    claims: frozenset[str] = frozenset()
     state: str = "starting"
     message: str = ""
     _stop: trio.Event = field(default_factory=trio.Event)
+    _gone: trio.Event = field(default_factory=trio.Event)
+    _anew: trio.Event = field(default_factory=trio.Event)
+    _settled: trio.Event = field(default_factory=trio.Event)
 
-    async def hold(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the instance open until `stop`. A first start that fails raises StartError."""
+    @classmethod
+    async def made(cls, section: model.Instance, context: Context) -> Instance:
+        """Make the plugin that a section configures; StartError when it cannot be made."""
+
+        async def make() -> Instance:
+            plugin = section.cls(section.options, context)
+            return cls(section, plugin, plugin.claims())
+
+        one, error = await outcome(make)
+        if one is None:
+            assert error is not None
+            raise StartError(f"[{section_of(section)}] cannot be made: {describe(error)}")
+        return one
+
+    @property
+    def kind(self) -> str:
+        """The kind of its plugin."""
+        return self.section.kind
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+        return self.section.name
+
+    async def hold(
+        self,
+        patient: bool = False,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Keep the instance open until `stop`.
+
+        A first start that fails raises StartError, or is tried again for ever when `patient`.
+        """
         backoff = Backoff(first=1.0, most=60.0)
         first = True
         while not self._stop.is_set():
+            self._anew = trio.Event()
             error = await attempt(self._run_once, task_status if first else None)
             if error is None:
-                break
+                first = False
+                continue
             self.message = describe(error)
             started, self.state = self.state == "running", "failed"
+            self._settled.set()
             if first and not started:
-                raise StartError(f"[{self.kind}s.{self.name}] cannot start: {self.message}")
+                if not patient:
+                    raise StartError(f"[{section_of(self.section)}] cannot start: {self.message}")
+                task_status.started()
             if started:
                 backoff.reset()
             first = False
             wait = backoff.next()
             log.error("instance failed", kind=self.kind, name=self.name, error=self.message,
                       wait_secs=round(wait, 1))  # fmt: skip
+            self._anew = trio.Event()
             with trio.move_on_after(wait):
-                await self._stop.wait()
+                await self._anew.wait()
         self.state = "stopped"
+        self._gone.set()
 
     async def _run_once(self, task_status: trio.TaskStatus[None] | None) -> None:
         async with self.plugin.run():
             self.state, self.message = "running", ""
+            self._settled.set()
             if task_status is not None:
                 task_status.started()
-            await self._stop.wait()
+            await self._anew.wait()
+
+    async def restart(self) -> None:
+        """Close the instance and open it again at once; return when it runs or has failed."""
+        self.state, self._settled = "starting", trio.Event()
+        self._anew.set()
+        await self._settled.wait()
 
     def stop(self) -> None:
         """Have the instance closed."""
         self._stop.set()
+        self._anew.set()
+        self._settled.set()
+
+    async def gone(self) -> None:
+        """Return when it has closed after `stop`."""
+        await self._gone.wait()
+
+    def revive(self) -> None:
+        """Allow a stopped instance to be held once more."""
+        self._stop, self._gone, self.state = trio.Event(), trio.Event(), "starting"
+
+
+class Instances:
+    """The instances of one daemon, each kind within a nursery of its own.
+
+    `plugins` are those in service, by kind and name; the inner mappings change in place.
+    """
+
+    def __init__(self) -> None:
+        self.plugins: Mapping[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+        self._in_service: dict[tuple[str, str], Instance] = {}
+        self._alive: dict[Instance, None] = {}
+        self._nurseries: dict[str, trio.Nursery] = {}
+
+    def __iter__(self) -> Iterator[Instance]:
+        """Iterate over those in service."""
+        return iter(list(self._in_service.values()))
+
+    def named(self, kind: str, name: str) -> Instance:
+        """Return the instance that is in service under a name; RequestError when there is none."""
+        try:
+            return self._in_service[kind, name]
+        except KeyError:
+            text = f"name: no {kind} instance is named {name!r}"
+            raise RequestError("bad_request", text) from None
+
+    @asynccontextmanager
+    async def running(self, kind: str) -> AsyncIterator[None]:
+        """Hold the instances of a kind; one that cannot start ends it with StartError."""
+        async with trio.open_nursery() as nursery:
+            self._nurseries[kind] = nursery
+            for one in [one for one in self if one.kind == kind]:
+                await self.start(one)
+            yield
+            for one in [one for one in self._alive if one.kind == kind]:
+                one.stop()
+
+    def put(self, instances: Iterable[Instance]) -> None:
+        """Put instances in service, each in the place of the one of its name."""
+        for one in instances:
+            self._in_service[one.kind, one.name] = one
+            self.plugins[one.kind][one.name] = one.plugin
+
+    def drop(self, instances: Iterable[Instance]) -> None:
+        """Take instances out of service; they run on."""
+        for one in instances:
+            del self._in_service[one.kind, one.name]
+            del self.plugins[one.kind][one.name]
+
+    async def start(self, one: Instance, *, patient: bool = False) -> None:
+        """Start an instance and return when it runs; StartError when it cannot.
+
+        A `patient` start that fails is tried again and again.
+        """
+        self._alive[one] = None
+        error = await attempt(self._nurseries[one.kind].start, one.hold, patient)
+        if error is not None:
+            del self._alive[one]
+            raise error
+        log.info("instance running", kind=one.kind, name=one.name, plugin=one.plugin.name)
+
+    async def stop(self, one: Instance) -> None:
+        """Stop an instance and return when it has closed."""
+        one.stop()
+        await one.gone()
+        self._alive.pop(one, None)
+        log.info("instance stopped", kind=one.kind, name=one.name)
 
 
 @dataclass
@@ -84,8 +217,3 @@ class DaemonHost:
     def storage(self, name: str | None = None) -> Storage[Any]:
         """Return a storage, the default one for None; RequestError says which there are."""
         return find_storage(self.storages, self.default_storage, name)
-
-
-def of_kind(instances: list[Instance], kind: str) -> Mapping[str, Any]:
-    """Return the plugins of one kind by instance name."""
-    return {one.name: one.plugin for one in instances if one.kind == kind}

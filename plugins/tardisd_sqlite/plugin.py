@@ -6,6 +6,7 @@ slow, leave room for each other and for the writer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -57,6 +58,10 @@ class SqliteStorage(Storage[SqliteOptions]):
         super().__init__(options, context)
         self.path = context.data_dir / Path(options.path).expanduser()
         self._access = Access(self.path, options.durability)
+
+    def claims(self) -> frozenset[str]:
+        """Return the file, which has one owner."""
+        return frozenset({f"file {os.path.realpath(self.path)}"})
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:

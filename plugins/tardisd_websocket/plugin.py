@@ -82,6 +82,10 @@ class WebSocketSink(Sink[WebSocketOptions]):
         """Where clients connect to."""
         return url_of("ws" if self.options.tls_cert is None else "wss", self.address)
 
+    def claims(self) -> frozenset[str]:
+        """Return the port that it listens on."""
+        return self.options.claims()
+
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Listen until left; then tell every client that the server goes away."""

@@ -74,6 +74,8 @@ class JobBook:
         self._rooms: dict[str, trio.Semaphore] = {}
         self._stored_at: dict[int, float] = {}
         self._instruments = InstrumentKeeper()
+        self._open = trio.Event()  # shut while instances change places
+        self._open.set()
 
     @property
     def closed(self) -> bool:
@@ -94,9 +96,24 @@ class JobBook:
         self._closed = True
         active = self.active()
         for job in active:
-            job.scope.cancel()
+            job.cancel()
         for job in active:
             await job.ended.wait()
+
+    @asynccontextmanager
+    async def held(self, concerned: Callable[[Job], bool]) -> AsyncIterator[None]:
+        """Interrupt jobs that `concerned` picks; when the block is left, they go on.
+
+        Within the block none of them uses an exchange or a storage, and no job begins to.
+        """
+        self._open = trio.Event()
+        try:
+            resting = [job.interrupt() for job in self.active() if concerned(job)]
+            for rests in resting:
+                await rests.wait()
+            yield
+        finally:
+            self._open.set()
 
     def submit(self, wanted: Iterable[tuple[Series, str]], span: Span, storage: str) -> Job:
         """Begin a job: series, each with the exchange instance to ask, over a span.
@@ -155,7 +172,7 @@ class JobBook:
         if job.ended.is_set():
             text = f"backfill {job_id} has ended already ({job.state})"
             raise RequestError("wrong_state", text)
-        job.scope.cancel()
+        job.cancel()
         await job.ended.wait()
         return job
 
@@ -222,13 +239,21 @@ class JobBook:
         tell("backfill begins", job=job.job_id, rule=job.rule, series=len(job.parts))
         job.begin(self._now(), trio.current_time())
         try:
-            with job.scope:
-                error = await attempt(self._perform, job, span_at)
-                if error is not None:
-                    self._fail(job, job.parts, error)
+            while await self._perform_once(job, span_at):
+                job.take_up_again()
             self._end(job)
         finally:
             job.ended.set()
+            job.rests.set()
+
+    async def _perform_once(self, job: Job, span_at: SpanAt | None) -> bool:
+        """Do the job's work; tell whether it was interrupted, to go on later."""
+        with job.scope:
+            await self._open.wait()
+            error = await attempt(self._perform, job, span_at)
+            if error is not None:
+                self._fail(job, job.parts, error)
+        return job.interrupted and not self._closed
 
     async def _perform(self, job: Job, span_at: SpanAt | None) -> None:
         now = None

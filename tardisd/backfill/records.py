@@ -85,6 +85,8 @@ class Job:
     ended_at: int | None = None
     ended: trio.Event = field(default_factory=trio.Event, repr=False)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope, repr=False)
+    interrupted: bool = False
+    rests: trio.Event = field(default_factory=trio.Event, repr=False)
     # Progress since this process took it up, for the rate: trio's clock, and what was done then.
     since: float | None = None
     done_before: int = 0
@@ -121,6 +123,25 @@ class Job:
         self.started_at = self.started_at or now
         self.since = clock
         self.done_before, self.rows_before = self.done, self.rows
+
+    def cancel(self) -> None:
+        """Have it end; what it has stored stays."""
+        self.interrupted = False
+        self.scope.cancel()
+
+    def interrupt(self) -> trio.Event:
+        """Have it stop where it is, to go on later; the event comes when it has stopped."""
+        self.interrupted, self.rests = True, trio.Event()
+        self.scope.cancel()
+        return self.rests
+
+    def take_up_again(self) -> None:
+        """Make it ready to go on after an interruption: coverage tells where."""
+        self.interrupted, self.scope = False, trio.CancelScope()
+        for part in self.parts:
+            if part.state not in ENDED:
+                part.state, part.message = WAITING, ""
+        self.rests.set()
 
     def settle(self) -> None:
         """Take the state over from the parts."""

@@ -25,15 +25,47 @@ log = Log("tardisd.backfill")
 LOOK_UP_SECS = 60.0
 
 
+class Rules:
+    """The rules in force, each in a task of its own."""
+
+    def __init__(
+        self, nursery: trio.Nursery, book: JobBook, now: Callable[[], int] = wall_ns
+    ) -> None:
+        self._nursery = nursery
+        self._book = book
+        self._now = now
+        self._in_force: dict[str, tuple[BackfillRule, trio.CancelScope]] = {}
+
+    def replace(self, rules: Iterable[BackfillRule]) -> None:
+        """Put rules in force; those that are the same go on, jobs of all others are cancelled."""
+        wanted = {rule.name: rule for rule in rules}
+        for name, (rule, scope) in list(self._in_force.items()):
+            if wanted.get(name) != rule:
+                del self._in_force[name]
+                scope.cancel()
+                for job in self._book.active():
+                    if job.rule == name:
+                        job.cancel()
+        for name, rule in wanted.items():
+            if name not in self._in_force:
+                scope = trio.CancelScope()
+                self._in_force[name] = rule, scope
+                self._nursery.start_soon(self._run, rule, scope)
+
+    async def _run(self, rule: BackfillRule, scope: trio.CancelScope) -> None:
+        with scope:
+            await _run_rule(self._book, rule, self._now)
+
+
 @asynccontextmanager
 async def rules_running(
     book: JobBook, rules: Iterable[BackfillRule], now: Callable[[], int] = wall_ns
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Rules]:
     """Let rules begin jobs of the book until the block is left; one job per rule at a time."""
     async with trio.open_nursery() as nursery:
-        for rule in rules:
-            nursery.start_soon(_run_rule, book, rule, now)
-        yield
+        running = Rules(nursery, book, now)
+        running.replace(rules)
+        yield running
         nursery.cancel_scope.cancel()
 
 

@@ -77,6 +77,28 @@ def _draw_instances(instances: list[dict[str, Any]]) -> None:
 
 
 @cli.command()
+@pass_control
+def reload(control: Control) -> None:
+    """Have the daemon take up its configuration files as they are now.
+
+    Running sessions keep what they began with. When anything is wrong, nothing changes.
+    """
+    result = control.call("daemon.reload")
+    control.show(result, _draw_reload)
+    for key in result["restart_needed"]:
+        render.warn(f"{key} takes effect when the daemon is started again")
+
+
+def _draw_reload(result: Any) -> None:
+    changes = [(what, name) for what, names in result.items() for name in names]
+    told = {"added": "added", "removed": "removed", "restart_needed": "needs a restart"}
+    for what, name in changes:
+        click.echo(f"{told.get(what, 'changed')}: {name}")
+    if not changes:
+        click.echo("nothing has changed")
+
+
+@cli.command()
 @click.option("--no-wait", is_flag=True, help="Do not wait until the daemon has stopped.")
 @pass_control
 def stop(control: Control, no_wait: bool) -> None:
@@ -106,6 +128,28 @@ def plugin_list(control: Control) -> None:
         control.call("plugin.list"),
         lambda found: render.table(names, [[item[name] for name in names] for item in found]),
     )
+
+
+@cli.group()
+def instance() -> None:
+    """Configured plugins and whether they run."""
+
+
+@instance.command("list")
+@pass_control
+def instance_list(control: Control) -> None:
+    """List configured plugins and their state."""
+    control.show(control.call("instance.list"), _draw_instances)
+
+
+@instance.command("restart")
+@click.argument("name")
+@click.option("--kind", help="exchange, storage, sink or analyzer, where kinds share the name.")
+@pass_control
+def instance_restart(control: Control, name: str, kind: str | None) -> None:
+    """Close an instance and open it again, as if its first start had come now."""
+    asked = {"name": name, **({} if kind is None else {"kind": kind})}
+    control.show(control.call("instance.restart", asked), lambda one: _draw_instances([one]))
 
 
 @cli.group()

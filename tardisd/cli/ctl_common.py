@@ -76,14 +76,19 @@ pass_control = click.make_pass_decorator(Control)
 
 
 def refusals() -> AbstractContextManager[None]:
-    """Turn the daemon's refusals into one line on stderr and exit code 1."""
+    """Turn the daemon's refusals into one line on stderr and exit code 1.
+
+    A configuration that is refused raises ConfigError instead, with all that is wrong with it.
+    """
     return _Refusals()
 
 
 class _Refusals(AbstractContextManager[None]):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from tardisd.errors import ControlError, NotRunning
+        from tardisd.errors import ConfigError, ControlError, NotRunning, Problem
 
+        if isinstance(error, ControlError) and (found := error.data.get("problems")):
+            raise ConfigError([Problem(**problem) for problem in found]) from None
         if isinstance(error, ControlError) and not isinstance(error, NotRunning):
             render.fail(error.message, render.FAILED, _HINTS.get(error.code))
 

@@ -187,4 +187,4 @@ class ControlClient:
 def _error(error: Mapping[str, Any]) -> ControlError:
     data = error.get("data")
     data = data if isinstance(data, Mapping) else {}
-    return ControlError(str(data.get("code", "internal")), str(error.get("message", "")))
+    return ControlError(str(data.get("code", "internal")), str(error.get("message", "")), data)

@@ -26,6 +26,7 @@ def handlers_for(services: Services) -> Mapping[str, Handler]:
     return {
         "daemon.hello": daemon.hello,
         "daemon.status": daemon.status,
+        "daemon.reload": daemon.reload,
         "daemon.stop": daemon.stop,
         "daemon.metrics": daemon.metrics,
         "config.show": daemon.config_show,
@@ -34,6 +35,7 @@ def handlers_for(services: Services) -> Mapping[str, Handler]:
         "plugin.show": daemon.plugin_show,
         "instance.list": daemon.instance_list,
         "instance.show": daemon.instance_show,
+        "instance.restart": daemon.instance_restart,
         "series.list": series.list,
         "series.show": series.show,
         "series.coverage": series.coverage,

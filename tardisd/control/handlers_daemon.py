@@ -51,6 +51,10 @@ class DaemonMethods:
             "default_storage": self._services.config.default_storage,
         }
 
+    async def reload(self, params: NoParams, call: Call) -> dict[str, Any]:
+        """Take up the configuration files as they are now; return what has changed."""
+        return dict(await self._services.reload())
+
     async def stop(self, params: NoParams, call: Call) -> dict[str, Any]:
         """Ask the daemon to stop in order; it does so after this is answered."""
         self._services.request_stop()
@@ -85,6 +89,12 @@ class DaemonMethods:
     async def instance_show(self, params: Named, call: Call) -> dict[str, Any]:
         """Return one instance's state."""
         return asdict(_only(self._services.instances(), params, "instance"))
+
+    async def instance_restart(self, params: Named, call: Call) -> dict[str, Any]:
+        """Close an instance and open it again; return its state."""
+        one = _only(self._services.instances(), params, "instance")
+        await self._services.restart(one.kind, one.name)
+        return asdict(_only(self._services.instances(), Named(name=one.name, kind=one.kind), ""))
 
 
 def _problems(path: Path) -> list[Problem]:

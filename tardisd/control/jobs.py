@@ -21,7 +21,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self._scopes: set[trio.CancelScope] = set()
-        self._idle = trio.Event()
+        self._one_ended = trio.Event()
         self._room = trio.Semaphore(MAX_JOBS)
         self._closed = False
 
@@ -40,16 +40,26 @@ class Jobs:
                     yield
             finally:
                 self._scopes.discard(scope)
-                self._idle.set()
+                self._one_ended.set()
+                self._one_ended = trio.Event()
         if scope.cancelled_caught:
             text = "the daemon is stopping; what is done stays, ask again for the rest"
             raise RequestError("wrong_state", text)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any job runs or waits."""
+        return bool(self._scopes)
+
+    async def over(self) -> None:
+        """Return when all jobs that there are now have ended."""
+        mine = set(self._scopes)
+        while mine & self._scopes:
+            await self._one_ended.wait()
 
     async def end_all(self) -> None:
         """Cancel all jobs, take no more, and return when none is left."""
         self._closed = True
         for scope in self._scopes:
             scope.cancel()
-        while self._scopes:
-            self._idle = trio.Event()
-            await self._idle.wait()
+        await self.over()

@@ -183,6 +183,7 @@ METHODS: Mapping[str, Method] = {
     for method in (
         Method("daemon.hello", NoParams, "Return version, protocol number and process id."),
         Method("daemon.status", NoParams, "Return what runs, and for how long."),
+        Method("daemon.reload", NoParams, "Take up the configuration files as they are now."),
         Method("daemon.stop", NoParams, "Stop the daemon in order."),
         Method("daemon.metrics", NoParams, "Return all metrics in Prometheus text form."),
         Method("config.show", NoParams, "Return the running configuration, secrets masked."),
@@ -191,6 +192,7 @@ METHODS: Mapping[str, Method] = {
         Method("plugin.show", Named, "Return one plugin and its options."),
         Method("instance.list", NoParams, "List configured instances and their state."),
         Method("instance.show", Named, "Return one instance's state."),
+        Method("instance.restart", Named, "Close an instance and open it again."),
         Method("series.list", InStorage, "List stored series."),
         Method("series.show", Showing, "Return one series and where its rows came from."),
         Method("series.coverage", SeriesPart, "Return the spans known to be complete."),

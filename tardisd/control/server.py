@@ -12,6 +12,7 @@ import select
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -27,7 +28,7 @@ from tardisd.control.listener import listening
 from tardisd.control.methods import METHODS, decode_params
 from tardisd.control.protocol import Lines, ProtocolError, Request
 from tardisd.control.services import Services
-from tardisd.errors import TardisError
+from tardisd.errors import ConfigError, TardisError
 from tardisd.log import Log
 from tardisd.supervise import describe, outcome
 
@@ -226,6 +227,8 @@ def _error_line(request: Request, error: Exception) -> bytes:
             for name in ("file", "line", "column", "value", "hint")
             if (value := getattr(error, name, None)) is not None
         }
+        if isinstance(error, ConfigError):
+            data = {"problems": [asdict(problem) for problem in error.problems]}
         return protocol.encode_error(request.request_id, error.code, error.message, data=data)
     if isinstance(error, OSError):
         text = error.strerror or str(error)

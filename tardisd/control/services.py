@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class InstanceState:
 class Services:
     """The daemon's parts. All are read anew at every call, so they may change under way.
 
+    `reload` takes up the configuration anew and tells what has changed, `restart` closes an
+    instance, by kind and name, and opens it again; both raise TardisError when that fails.
     `request_stop` begins the shutdown and returns at once; `spool_dir` is where imports keep what
     does not fit in memory; `started_at` is wall time, ns; `metrics` gives Prometheus text;
     `backfills` and `jobs` must be ended before the storages are.
@@ -42,6 +44,8 @@ class Services:
     exchanges: Mapping[str, Exchange[Any]]
     instances: Callable[[], Sequence[InstanceState]]
     metrics: Callable[[], str]
+    reload: Callable[[], Awaitable[Mapping[str, Sequence[str]]]]
+    restart: Callable[[str, str], Awaitable[None]]
     request_stop: Callable[[], None]
     spool_dir: Path
     started_at: int

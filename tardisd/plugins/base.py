@@ -79,5 +79,13 @@ class Plugin(ABC, Generic[OptionsT]):
         """
         yield
 
+    def claims(self) -> frozenset[str]:
+        """Return what only one instance can hold at a time: `tcp port 8001`, `file /x/y`.
+
+        When a configuration is read again, the new form of an instance is started beside the old
+        one; where their claims meet, the old one is stopped first. Asked before `run`.
+        """
+        return frozenset()
+
     async def probe(self) -> None:
         """Return when the instance is usable; raise PluginError when it is not."""

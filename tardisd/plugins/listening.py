@@ -54,6 +54,11 @@ class ListeningOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only
         for origin in self.allowed_origins:
             normalise_origin(origin)
 
+    def claims(self) -> frozenset[str]:
+        """Return the port, for `Plugin.claims`, unless any port will do."""
+        _, port = parse_listen(self.listen)
+        return frozenset({f"tcp port {port}"} if port else ())
+
     def access(self) -> Access:
         """Return the rules by which clients are let in."""
         return Access(self.token, frozenset(map(normalise_origin, self.allowed_origins)))

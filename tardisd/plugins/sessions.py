@@ -205,9 +205,7 @@ class Session(Protocol):
     def seek_by(self, delta: int, by: Subscription | None = None, request_id: Any = None) -> Notice:
         """Seek by `delta` ns from where the session is, not beyond its start or end."""
 
-    def step(
-        self, count: int, by: Subscription | None = None, request_id: Any = None
-    ) -> Stepping:
+    def step(self, count: int, by: Subscription | None = None, request_id: Any = None) -> Stepping:
         """Deliver the next `count` ticks of a paused session, or go back that many (`count` < 0).
 
         Followers get `stepped` after those ticks, or after `reset` and `snapshot` when going back.

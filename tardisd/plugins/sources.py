@@ -21,6 +21,7 @@ from tardisd.errors import PluginError
 from tardisd.plugins.hooks import GROUP
 
 _FLAT_PREFIX = "tardisd_dropin_"
+_STAMP = "__tardisd_stamp__"
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+)[^;]*;.*extra\s*==\s*['\"]([^'\"]+)['\"]")
 
 
@@ -138,6 +139,9 @@ def _of_path(path: Path, flat: str) -> Source:
 def _load_file(path: Path, flat: str) -> ModuleType:
     _refuse_writable(path)
     file = path / "__init__.py" if path.is_dir() else path
+    stamp = _stamp(path)
+    if (loaded := sys.modules.get(flat)) is not None and getattr(loaded, _STAMP, None) == stamp:
+        return loaded  # classes stay the same ones when a configuration is read again
     for name in [name for name in sys.modules if name == flat or name.startswith(f"{flat}.")]:
         del sys.modules[name]  # a reload reads the files again
     inside = [str(path)] if path.is_dir() else None
@@ -145,6 +149,7 @@ def _load_file(path: Path, flat: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise PluginError(f"cannot load {file} as python code")
     module = module_from_spec(spec)
+    setattr(module, _STAMP, stamp)
     sys.modules[flat] = module
     try:
         spec.loader.exec_module(module)
@@ -152,6 +157,13 @@ def _load_file(path: Path, flat: str) -> ModuleType:
         sys.modules.pop(flat, None)
         raise
     return module
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Return what changes whenever a file of a plugin does."""
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    found = [(str(file), file.stat()) for file in files if file.is_file()]
+    return tuple((name, it.st_ino, it.st_size, it.st_mtime_ns) for name, it in found)
 
 
 def _refuse_writable(path: Path) -> None:

@@ -71,6 +71,7 @@ class SessionManager:
         )
         self._sessions: dict[str, ReplaySession] = {}
         self._reserved: set[str] = set()
+        self._users: dict[str, tuple[object, ...]] = {}
         self._nursery: trio.Nursery | None = None
         self._closing = False
         self._living = 0
@@ -108,6 +109,19 @@ class SessionManager:
         for session in self._sessions.values():
             session.finish("stopped", "the daemon is shutting down")
 
+    def adopt(self, default_storage: str, limits: SessionLimits) -> None:
+        """Let sessions that are yet to come follow another configuration."""
+        self._default_storage, self._limits = default_storage, limits
+
+    def users_of(self, plugin: object) -> Sequence[str]:
+        """Return the ids of sessions that still read or write through a plugin instance."""
+        return [name for name, plugins in self._users.items() if plugin in plugins]
+
+    async def unused(self, plugin: object) -> None:
+        """Return when no session reads or writes through a plugin instance any more."""
+        while self.users_of(plugin):
+            await self._one_died.wait()
+
     async def create(self, request: SessionRequest) -> ReplaySession:
         """Create a session that waits for `begin`.
 
@@ -117,15 +131,19 @@ class SessionManager:
         sinks = [(name, self._sink(name)) for name in dict.fromkeys(request.sinks)]
         self._check(request)
         session_id = self._reserve(request.session_id)
+        self._users[session_id] = (storage, *(sink for _, sink in sinks))
         try:
             series = tuple(sorted(dict.fromkeys(request.series), key=lambda one: one.order))
             await self._refuse_without_data(storage, series, request)
             materials = [await material(storage, one) for one in series]
-        except StorageError as error:
-            raise RequestError("internal", error.message) from None
+            nursery = self._running_nursery()
+        except BaseException as error:
+            del self._users[session_id]
+            if isinstance(error, StorageError):
+                raise RequestError("internal", error.message) from None
+            raise
         finally:
             self._reserved.discard(session_id)
-        nursery = self._running_nursery()
         session = ReplaySession(
             session_id, request, materials, storage, self._workers, self._limits.tuning
         )
@@ -176,6 +194,7 @@ class SessionManager:
             )
             self._forget_oldest()
         self._living -= 1
+        del self._users[session.session_id]
         self._one_died.set()
         self._one_died = trio.Event()
         if self._nursery is not None:

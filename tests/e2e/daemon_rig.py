@@ -17,7 +17,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,13 @@ class Daemon:
                 stderr=log,
             )
         self.await_note("READY=1")
+
+    def forget_notes(self) -> None:
+        """Drop what came on the NOTIFY_SOCKET before."""
+        self._notify.settimeout(0)
+        with suppress(BlockingIOError):
+            while True:
+                self._notify.recv(4096)
 
     def await_note(self, text: str) -> str:
         """Return the first datagram on the NOTIFY_SOCKET that contains `text`."""

@@ -167,14 +167,6 @@ def test_stopped_by_command_and_watchdog_told(tmp_path: Path) -> None:
         daemon.check_log()
 
 
-def test_a_hang_up_is_survived_and_told(tmp_path: Path) -> None:
-    with running(tmp_path) as daemon:
-        daemon.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "does not read its config again" in daemon.log, "the warning")
-        assert "running" in daemon.ctl("status")
-        daemon.stop()
-
-
 def test_exit_codes(tmp_path: Path) -> None:
     nobody = tmp_path / "nobody.sock"
     assert "start it with" in run("tardisctl", "--socket", nobody, "status", code=3).stderr

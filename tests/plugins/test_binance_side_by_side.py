@@ -41,6 +41,6 @@ async def test_what_goes_wrong_side_by_side_is_mended(tmp_path, fault):
 async def test_a_final_refusal_of_one_answer_ends_the_fetch(tmp_path):
     fault = Refuse(match="klines", status=400, body=b'{"code":-1100,"msg":"no"}', skip=4)
     venue = venue_of(TRUTH, faults=[fault])
-    with pytest.raises(RequestError, match="refused .HTTP 400, -1100: no"):
+    with pytest.raises(RequestError, match=r"refused .HTTP 400, -1100: no"):
         await fetched(venue, tmp_path, **ASKED)
     assert len(asked(venue, "klines")) == 9, "one alone, then eight side by side, and no more"

@@ -150,6 +150,15 @@ async def running(folder):
     exchanges = {"made": exchange}
     backfills = JobBook(storages, exchanges, state)
     stopped = trio.Event()
+    restarted = []
+
+    async def reload():
+        load_config(folder / "config.toml", os.environ)
+        return {"changed": []}
+
+    async def restart(kind, name):
+        restarted.append((kind, name))
+
     services = Services(
         config=config,
         sessions=sessions,
@@ -161,6 +170,8 @@ async def running(folder):
             InstanceState("exchange", "made", "synthetic", "running"),
         ],
         metrics=lambda: "tardisd_up 1\n",
+        reload=reload,
+        restart=restart,
         request_stop=stopped.set,
         spool_dir=folder,
         started_at=START,
@@ -176,6 +187,7 @@ async def running(folder):
             await nursery.start(serve_control, config.daemon.control_socket, services)
             rig = Rig(config.daemon.control_socket, services, storage, nursery.cancel_scope)
             rig.stopped = stopped
+            rig.restarted = restarted
             yield rig
             nursery.cancel_scope.cancel()
     finally:

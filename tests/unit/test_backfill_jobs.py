@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 from backfill_rig import CANDLES, OTHERS, START, TODAY, TRADES, Rig, Venue, until
 
 from tardisd.backfill import fetching, jobs
@@ -371,3 +372,53 @@ async def test_lists_are_short(rig):
         assert (len(shown["series"]), shown["series_count"]) == (20, 30)
         assert "results" not in shown
         await job.ended.wait()
+
+
+async def test_jobs_rest_while_instances_change_places_and_go_on_with_the_new_ones(rig):
+    rig.venue.hold()
+    async with rig.life() as book:
+        job = rig.submit(book, CANDLES)
+        rig.venue.let(1)
+        await until(lambda: job.pages == 1)
+        async with book.held(lambda one: one is job):
+            assert rig.venue.at_once == 0
+            assert book.shown(job)["state"] == "waiting"
+            old, rig.venues["made"] = rig.venue, Venue()
+            later = rig.submit(book, TRADES)
+            await trio.testing.wait_all_tasks_blocked()
+            assert old.asked == [(CANDLES, TODAY)]
+            assert rig.venues["made"].asked == []
+        await job.ended.wait()
+        await later.ended.wait()
+        assert (job.state, later.state) == ("finished", "finished")
+        assert len(await rig.rows(CANDLES)) == 1440
+        asked = dict(rig.venues["made"].asked)
+        assert asked[CANDLES].start > START, "coverage says where to go on"
+
+
+async def test_a_resting_job_can_be_cancelled_and_the_daemon_stopped(rig):
+    rig.venue.hold()
+    async with rig.life() as book:
+        jobs_ = [rig.submit(book, one) for one in (CANDLES, TRADES)]
+        await until(lambda: rig.venue.at_once == 2)
+        async with book.held(lambda one: True):
+            await book.cancel(jobs_[0].job_id)
+            assert jobs_[0].state == "cancelled"
+            await book.end_all()
+            assert not jobs_[1].ended_at, "it goes on in the daemon's next life"
+    rig.venue.let()
+    async with rig.life() as book:
+        await book.find(jobs_[1].job_id).ended.wait()
+        assert book.find(jobs_[1].job_id).state == "finished"
+
+
+async def test_jobs_that_are_not_concerned_are_not_interrupted(rig):
+    rig.venue.hold()
+    async with rig.life() as book:
+        job = rig.submit(book, CANDLES)
+        await until(lambda: rig.venue.at_once)
+        async with book.held(lambda one: False):
+            assert rig.venue.at_once == 1
+        rig.venue.let()
+        await job.ended.wait()
+        assert rig.venue.asked == [(CANDLES, TODAY)]

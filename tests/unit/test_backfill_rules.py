@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import trio
-from backfill_rig import CANDLES, START, TRADES, Rig, in_place
+from backfill_rig import CANDLES, OTHERS, START, TRADES, Rig, in_place, until
 
 from tardisd.backfill import jobs
 from tardisd.backfill.ledger import find_gaps
@@ -202,3 +202,30 @@ def test_spans_and_versions():
     assert span_at(rule(start="2024-03-05"), NOW) is None
     assert version_of(relative) == version_of(rule(start="-30d"))
     assert version_of(relative) != version_of(rule(start="-31d"))
+
+
+async def test_rules_that_changed_begin_anew_and_others_go_on(rig, autojump_clock):
+    rig.venue.hold()
+    clock = local_clock()
+    kept = rule(TRADES, every=HOUR)
+    names = {"old": rule(CANDLES), "kept": kept, "gone": rule(OTHERS[0])}
+    rules = [replace(one, name=name) for name, one in names.items()]
+    async with rig.life(now=clock) as book, rules_running(book, rules, now=clock) as running:
+        await until(lambda: rig.venue.at_once == 3)
+        before = {job.rule: job for job in book.active()}
+        changed = replace(rule(CANDLES, OTHERS[1]), name="old")
+        running.replace([changed, rules[1], replace(rule(OTHERS[2]), name="new")])
+        await before["old"].ended.wait()
+        await before["gone"].ended.wait()
+        assert before["old"].state == before["gone"].state == "cancelled"
+        assert not before["kept"].ended.is_set()
+        rig.venue.let()
+        for job in book.active():
+            await job.ended.wait()
+        assert {job.rule: job.state for job in book.jobs()} == {
+            "old": "finished", "kept": "finished", "gone": "cancelled", "new": "finished",
+        }  # fmt: skip
+        count = len(book.jobs())
+        running.replace([changed, rules[1], replace(rule(OTHERS[2]), name="new")])
+        await until(lambda: len(book.jobs()) >= count)
+        assert not book.active(), "the same rules once more change nothing"

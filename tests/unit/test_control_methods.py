@@ -352,3 +352,27 @@ async def test_an_export_through_a_pipe(rig):
         answer, _ = await client.answer()
         assert answer["result"]["rows"] == 1440
         assert len(text.splitlines()) == 1441
+
+
+async def test_a_reload_and_what_is_wrong_with_it(rig):
+    async with rig.client() as client:
+        assert await client.result("daemon.reload") == {"changed": []}
+        path = rig.services.config.path
+        path.write_text(path.read_text() + "\n[sinks.a]\n[sinks.b]\nplugin = 1\n")
+        answer, _ = await client.ask("daemon.reload")
+        assert answer["error"]["data"]["code"] == "config_invalid"
+        found = answer["error"]["data"]["problems"]
+        assert [(one["file"], one["key"]) for one in found] == [
+            (str(path), "sinks.a.plugin"),
+            (str(path), "sinks.b.plugin"),
+        ]
+
+
+async def test_an_instance_is_restarted_by_name_and_kind(rig):
+    async with rig.client() as client:
+        shown = await client.result("instance.restart", name="main")
+        assert (shown["kind"], shown["name"]) == ("storage", "main")
+        await client.result("instance.restart", name="made", kind="exchange")
+        assert rig.restarted == [("storage", "main"), ("exchange", "made")]
+        assert await client.refusal("instance.restart", name="made", kind="sink") == "bad_request"
+        assert await client.refusal("instance.restart") == "bad_request"

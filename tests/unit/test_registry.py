@@ -297,3 +297,17 @@ def test_first_party_plugins_are_found_as_any_other():
     origins = {it.module: it.origin for it in Registry.discover().plugins}
     assert origins["tardisd_sqlite"] == "tardisd"
     assert origins["tardisd_websocket"] == "tardisd"
+
+
+def test_reading_again_gives_the_same_class_until_a_file_changes(folder):
+    write(folder / "pack" / "__init__.py", "from .sinks import tardisd_sinks")
+    write(folder / "pack" / "sinks.py", GOOD)
+    first = discover(folder)[1]["good", "loaded"].cls
+    assert discover(folder)[1]["good", "loaded"].cls is first
+    write(folder / "pack" / "sinks.py", GOOD + "\n# changed\n")
+    second = discover(folder)[1]["good", "loaded"].cls
+    assert second is not first
+    write(folder / "pack" / "sinks.py", "raise ValueError")
+    assert ("pack", "failed") in discover(folder)[1]
+    write(folder / "pack" / "sinks.py", GOOD)
+    assert ("good", "loaded") in discover(folder)[1]

@@ -18,7 +18,7 @@ MAX_MEDIAN = 200
 LAYERS = [
     {"tardisd.testing"},
     {"tardisd.cli", "tardisd.__main__"},
-    {"tardisd.daemon", "tardisd.control", "tardisd.instances"},
+    {"tardisd.daemon", "tardisd.control", "tardisd.instances", "tardisd.reload"},
     {"tardisd.replay", "tardisd.backfill", "tardisd.transfer", "tardisd.state"},
     {
         "tardisd.wire",

@@ -1,0 +1,119 @@
+"""Instances at work: they start, fail, come back, are restarted, and leave."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from tardisd.config.model import Instance as Section
+from tardisd.errors import PluginError, RequestError
+from tardisd.instances import Instance, Instances, StartError
+from tardisd.plugins.base import Plugin
+
+
+class Fragile(Plugin):
+    """A plugin whose troubles come one per run: before it runs, or while it does."""
+
+    name = "fragile"
+
+    def __init__(self, options, context):
+        super().__init__(options, context)
+        if options == "unmakable":
+            raise ZeroDivisionError("oh")
+        self.runs = 0
+        self.before = []
+        self.breaks = trio.Event()
+
+    @asynccontextmanager
+    async def run(self):
+        self.runs += 1
+        if self.before and (trouble := self.before.pop(0)):
+            raise trouble
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._break)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _break(self):
+        await self.breaks.wait()
+        self.breaks = trio.Event()
+        raise PluginError("the disk is gone")
+
+
+async def made(name="one", options=None):
+    return await Instance.made(Section("sink", name, Fragile, options), SimpleNamespace())
+
+
+async def test_a_plugin_that_raises_when_it_is_made_is_named():
+    with pytest.raises(StartError, match=r"\[sinks.one\] cannot be made: ZeroDivisionError: oh"):
+        await made(options="unmakable")
+
+
+async def test_a_first_start_that_fails_is_told_and_leaves_nothing(autojump_clock):
+    instances = Instances()
+    one, bad = await made(), await made("bad")
+    bad.plugin.before = [PluginError("no disk")]
+    async with instances.running("sink"):
+        await instances.start(one)
+        with pytest.raises(StartError, match=r"\[sinks.bad\] cannot start: no disk"):
+            await instances.start(bad)
+        assert (one.state, bad.state) == ("running", "failed")
+        await instances.stop(one)
+        assert one.state == "stopped"
+
+
+async def test_one_that_breaks_comes_back_and_one_may_be_patient(autojump_clock):
+    instances = Instances()
+    one = await made()
+    one.plugin.before = [PluginError("no disk"), PluginError("no disk"), None]
+    async with instances.running("sink"):
+        await instances.start(one, patient=True)
+        assert (one.state, one.message) == ("failed", "no disk")
+        while one.state != "running":
+            await trio.sleep(1)
+        assert (one.plugin.runs, one.message) == (3, "")
+        one.plugin.breaks.set()
+        while one.state == "running":
+            await trio.sleep(0)
+        assert one.message == "the disk is gone"
+        while one.state != "running":
+            await trio.sleep(1)
+    assert one.state == "stopped"
+
+
+async def test_a_restart_closes_and_opens(autojump_clock):
+    instances = Instances()
+    one = await made()
+    instances.put([one])
+    async with instances.running("sink"):
+        assert (one.state, one.plugin.runs) == ("running", 1)
+        await one.restart()
+        assert (one.state, one.plugin.runs) == ("running", 2)
+        one.plugin.before = [PluginError("no disk")]
+        await one.restart()
+        assert (one.state, one.message) == ("failed", "no disk")
+        began = trio.current_time()
+        await one.restart()  # it does not wait until its time has come
+        assert (one.state, trio.current_time() - began) == ("running", 0)
+        await instances.stop(one)
+        one.revive()
+        await instances.start(one)
+        assert one.state == "running"
+
+
+async def test_names_mean_those_in_service():
+    instances = Instances()
+    old, new = await made(), await made()
+    instances.put([old])
+    assert instances.plugins["sink"] == {"one": old.plugin}
+    instances.drop([old])
+    instances.put([new])
+    assert instances.named("sink", "one") is new
+    assert list(instances) == [new]
+    instances.drop([new])
+    assert instances.plugins["sink"] == {}
+    with pytest.raises(RequestError, match="no sink instance is named 'one'"):
+        instances.named("sink", "one")
