@@ -42,7 +42,7 @@ class OutputFile:
         """Whether it takes a file descriptor now."""
         return self._handle is not None
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | bytearray) -> None:
         """Add all of `data`, or raise OSError and add nothing."""
         handle = self._opened()
         view, place = memoryview(data), self.length
@@ -88,6 +88,7 @@ class OutputFile:
         self.release()
         if self._made:
             self._temporary.unlink(missing_ok=True)
+            self._made = False
 
     def _opened(self) -> int:
         if self._handle is None:

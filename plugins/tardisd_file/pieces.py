@@ -1,4 +1,4 @@
-"""Blocks as pieces: the lines that go to one file; cut the same way at every attempt."""
+"""Blocks as pieces: the rows that go to one file; cut the same way at every attempt."""
 
 from __future__ import annotations
 
@@ -10,23 +10,39 @@ from typing import Literal
 
 import numpy as np
 
+from tardisd.market.columns import Batch
 from tardisd.market.series import Series
 from tardisd.market.time import DAY
 from tardisd.plugins.sessions import Block
 from tardisd.wire.text import csv_header, encode_batch, squeeze
 
-from .template import SERIES_FIELDS, PathTemplate, safe_name, safe_symbol
+from .template import SERIES_FIELDS, PathTemplate, marked
+
+FileForm = Literal["ndjson", "csv", "parquet"]
+
+_PATHS_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Whole lines for one file. `key` tells files apart, `day` is None unless files end by day."""
+    """Rows for one file, as lines or as columns.
+
+    `key` tells files apart, `day` is None unless files end by day. A piece of `size` (bytes, or
+    rows) may be taken in parts.
+    """
 
     key: str
     path: str
     day: int | None
-    header: bytes
-    lines: bytes
+    header: bytes = b""
+    lines: bytes = b""
+    columns: Batch | None = None
+    seqs: Sequence[int] = ()
+
+    @property
+    def size(self) -> int:
+        """How much there is of it."""
+        return len(self.lines) if self.columns is None else len(self.columns)
 
 
 class Cutter:
@@ -35,27 +51,33 @@ class Cutter:
     def __init__(
         self,
         template: PathTemplate,
-        form: Literal["ndjson", "csv"],
+        form: FileForm,
         by_day: bool,
         session_id: str,
+        suffix: str = "",
     ) -> None:
         self._template = template
         self._form = form
         self._by_day = by_day or "date" in template.fields
         self._by_series = bool(template.fields & SERIES_FIELDS)
-        self._session_id = safe_name(session_id)
+        self._session_id = session_id
+        self._suffix = suffix
+        self._paths: dict[tuple[Series | None, int | None, int], str] = {}
 
     def pieces(self, block: Block) -> Iterator[Piece]:
         """Return the block in pieces; days in order, rows of one file in the session's order."""
         for first, last, day in self._days(block):
+            if self._form == "parquet":
+                yield from self._columns(block, first, last, day)
+                continue
             text = bytes(block.encode(self._form).bytes(first, last))
             if self._form == "csv" and b'"' in text:  # ids with blanks, commas or line ends
                 yield from self._csv_slowly(block, first, last, day)
                 continue
             text = squeeze(text)
             if not self._by_series:
-                path = self._path(None, day)
-                yield Piece(path, path, day, b"", text)
+                path = self._path(None, day, block.epoch)
+                yield Piece(path, path, day, lines=text)
                 continue
             files = self._files(block, first, last, day)
             if len(files) == 1:
@@ -83,7 +105,7 @@ class Cutter:
         for series, places in block.series_rows():
             low, high = np.searchsorted(places, [first, last])
             if low < high:
-                path = self._path(series, day)
+                path = self._path(series, day, block.epoch)
                 rows = (places[low:high] - first).tolist()
                 known = files.setdefault(self._key(series, path), (series, path, rows))
                 if known[2] is not rows:
@@ -91,32 +113,52 @@ class Cutter:
                     known[2].sort()
         return files
 
-    def _csv_slowly(self, block: Block, first: int, last: int, day: int | None) -> Iterator[Piece]:
+    def _batches(
+        self, block: Block, first: int, last: int
+    ) -> Iterator[tuple[Batch, Sequence[int]]]:
         start = block.first_seq
         for batch, seqs in block.batches():
-            low, high = np.searchsorted(np.asarray(seqs), [start + first, start + last])
+            low, high = np.searchsorted(np.asarray(seqs), [start + first, start + last]).tolist()
             if low < high:
-                path = self._path(batch.series, day)
-                lines = encode_batch(batch[int(low) : int(high)], "csv")
-                key = self._key(batch.series, path)
-                yield Piece(key, path, day, self._header(batch.series), lines)
+                yield batch[low:high], seqs[low:high]
+
+    def _columns(self, block: Block, first: int, last: int, day: int | None) -> Iterator[Piece]:
+        for batch, seqs in self._batches(block, first, last):
+            path = self._path(batch.series, day, block.epoch)
+            yield Piece(self._key(batch.series, path), path, day, columns=batch, seqs=seqs)
+
+    def _csv_slowly(self, block: Block, first: int, last: int, day: int | None) -> Iterator[Piece]:
+        for batch, _ in self._batches(block, first, last):
+            path = self._path(batch.series, day, block.epoch)
+            lines = encode_batch(batch, "csv")
+            key = self._key(batch.series, path)
+            yield Piece(key, path, day, self._header(batch.series), lines)
 
     def _key(self, series: Series, path: str) -> str:
-        """Return what tells files apart: two series never share a CSV file, whatever its name."""
-        return f"{path}\0{series}" if self._form == "csv" else path
+        """Return what tells files apart: series share NDJSON files only, whatever their names."""
+        return path if self._form == "ndjson" else f"{path}\0{series}"
 
     def _header(self, series: Series) -> bytes:
         return csv_header(series) if self._form == "csv" else b""
 
-    def _path(self, series: Series | None, day: int | None) -> str:
-        values = {"session_id": self._session_id}
+    def _path(self, series: Series | None, day: int | None, epoch: int) -> str:
+        known = self._paths.get((series, day, epoch))
+        if known is not None:
+            return known
+        values = {"session_id": self._session_id, "epoch": str(epoch)}
         if day is not None:
             values["date"] = str(np.datetime64(day, "D"))
         if series is not None:
-            values["exchange"] = safe_name(series.exchange)
-            values["symbol"] = safe_symbol(str(series.symbol))
-            values["data_type"] = safe_name(series.data_type.name)
-        return self._template.fill(values)
+            values["exchange"] = series.exchange
+            values["symbol"] = str(series.symbol)
+            values["data_type"] = series.data_type.name
+        path = self._template.fill(values) + self._suffix
+        if epoch > 1 and "epoch" not in self._template.fields:
+            path = marked(path, f"e{epoch}")
+        if len(self._paths) >= _PATHS_KEPT:  # mostly of days gone by
+            self._paths.clear()
+        self._paths[series, day, epoch] = path
+        return path
 
 
 def _joined(lines: Sequence[bytes], rows: Sequence[int]) -> bytes:

@@ -16,10 +16,11 @@ from msgspec import Meta
 from tardisd.errors import NotConnected, PluginError, Retry
 from tardisd.log import Log
 from tardisd.plugins.base import Context, Options
-from tardisd.plugins.sessions import Block, Session
+from tardisd.plugins.sessions import Block, Notice, Session
 from tardisd.plugins.sink import Sink, Writer
 
 from .output import OutputFile, remove_leftovers
+from .parts import PackedPart, Packing, ParquetPart, Part, TextPart
 from .pieces import Cutter
 from .stream import FileStream, Handles
 from .template import PathTemplate
@@ -27,6 +28,7 @@ from .template import PathTemplate
 WRITING_THREADS = 4
 COMPLETE_SECS = 10.0
 RETRY_SECS = 1.0
+SUFFIXES: dict[str, str] = {"gzip": ".gz", "zstd": ".zst"}
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HINTS = {
     errno.ENOSPC: "make room there",
@@ -49,15 +51,21 @@ class FileOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=True
     path: Annotated[
         str,
         Meta(
-            description="where files go; relative to data_dir; with any of {session_id},"
+            description="where files go; relative to data_dir; with any of {session_id}, {epoch},"
             " {exchange}, {symbol}, {data_type}, {date}"
         ),
     ]
     format: Annotated[
         Literal["ndjson", "csv", "parquet"],
-        Meta(description="ndjson, or csv, which needs {symbol} and {data_type} in path"),
+        Meta(description="ndjson; or csv or parquet, which need {symbol} and {data_type} in path"),
     ] = "ndjson"
-    compression: Annotated[str | None, Meta(description="not supported yet")] = None
+    compression: Annotated[
+        Literal["none", "gzip", "zstd", "snappy", "lz4"] | None,
+        Meta(
+            description="gzip or zstd; of parquet also snappy, lz4 or none."
+            " Parquet is compressed with zstd by default, text is not"
+        ),
+    ] = None
     rotate_bytes: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="largest size of one file; no limit by default"),
@@ -69,17 +77,44 @@ class FileOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_open_files: Annotated[int, Meta(ge=1, description="files held open at once")] = 256
 
     def __post_init__(self) -> None:
-        if self.format == "parquet":
-            raise ValueError("format 'parquet' is not supported yet; use 'ndjson' or 'csv'")
-        if self.compression is not None:
-            raise ValueError("compression is not supported yet; leave it out")
         template = PathTemplate(self.path)
         missing = [name for name in ("symbol", "data_type") if name not in template.fields]
-        if self.format == "csv" and missing:
+        if self.format != "ndjson" and missing:
             raise ValueError(
-                "a csv file holds one series, so its path needs {symbol} and {data_type}; path"
-                f" {self.path!r} lacks {' and '.join(f'{{{name}}}' for name in missing)}"
+                f"a {self.format} file holds one series, so its path needs {{symbol}} and"
+                f" {{data_type}}; path {self.path!r} lacks"
+                f" {' and '.join(f'{{{name}}}' for name in missing)}"
             )
+        if self.format != "parquet" and self.compression in {"snappy", "lz4"}:
+            raise ValueError(
+                f"compression {self.compression!r} is for parquet; {self.format} takes 'gzip' or"
+                " 'zstd'"
+            )
+        for packing, suffix in SUFFIXES.items():
+            if self.path.endswith(suffix) and (
+                self.format == "parquet" or self.compression != packing
+            ):
+                raise ValueError(
+                    f"path {self.path!r} ends in {suffix}, but the files are not {packing};"
+                    + (
+                        " parquet is compressed inside, end it with .parquet"
+                        if self.format == "parquet"
+                        else f" set compression = {packing!r}, or leave {suffix} out"
+                    )
+                )
+
+    @property
+    def packing(self) -> Packing | None:
+        """How lines are compressed, if they are."""
+        if self.format != "parquet" and self.compression in SUFFIXES:
+            return self.compression  # type: ignore[return-value]
+        return None
+
+    @property
+    def suffix(self) -> str:
+        """What is added to every name."""
+        suffix = "" if self.packing is None else SUFFIXES[self.packing]
+        return "" if self.path.endswith(suffix) else suffix
 
 
 class FileSink(Sink[FileOptions]):
@@ -90,7 +125,7 @@ class FileSink(Sink[FileOptions]):
 
     def __init__(self, options: FileOptions, context: Context) -> None:
         super().__init__(options, context)
-        self.forms = (options.format,)
+        self.forms = () if options.format == "parquet" else (options.format,)
         self._template = PathTemplate(options.path)
         self._root = self._template.root(context.data_dir)
         self._handles = Handles(options.max_open_files)
@@ -124,15 +159,7 @@ class FileSink(Sink[FileOptions]):
         """Open the session's files; leaving it gives them their names."""
         stream = self._streams.get(session)
         if stream is None:
-            cutter = Cutter(
-                self._template,
-                "csv" if self.options.format == "csv" else "ndjson",
-                self.options.rotate == "day",
-                session.session_id,
-            )
-            stream = self._streams[session] = FileStream(
-                self._root, cutter, self.context.name, self.options.rotate_bytes, self._handles
-            )
+            stream = self._streams[session] = self._stream(session.session_id)
         self._unfinished.add(stream)
         try:
             yield FileWriter(stream, self._threads)
@@ -148,6 +175,22 @@ class FileSink(Sink[FileOptions]):
         finally:
             if not stream.unfinished:
                 self._unfinished.discard(stream)
+
+    def _stream(self, session_id: str) -> FileStream:
+        options = self.options
+        cutter = Cutter(
+            self._template, options.format, options.rotate == "day", session_id, options.suffix
+        )
+
+        def make_part(file: OutputFile, epoch: int) -> Part:
+            if options.format == "parquet":
+                about = {"session_id": session_id, "epoch": str(epoch)}
+                return ParquetPart(file, options.rotate_bytes, options.compression or "zstd", about)
+            if options.packing is None:
+                return TextPart(file, options.rotate_bytes)
+            return PackedPart(file, options.rotate_bytes, options.packing)
+
+        return FileStream(self._root, cutter, self.context.name, self._handles, make_part)
 
     async def _shielded(self, call: Callable[[], None]) -> None:
         with trio.move_on_after(COMPLETE_SECS, shield=True) as scope:
@@ -183,6 +226,12 @@ class FileWriter(Writer):
         """Append the block. Raises Retry when the disk is full, NotConnected for other trouble."""
         with _as_plugin_errors():
             await trio.to_thread.run_sync(self._stream.write, block, limiter=self._threads)
+
+    async def notice(self, notice: Notice, /) -> None:
+        """Complete the files of an epoch when it is over: what comes now has numbers from 1 on."""
+        if notice.type == "reset":
+            with _as_plugin_errors():
+                await trio.to_thread.run_sync(self._stream.complete, limiter=self._threads)
 
 
 @contextmanager

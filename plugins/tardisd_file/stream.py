@@ -2,13 +2,15 @@
 
 Every row gets into the files once, whatever fails. A block is cut into pieces, always the same; how
 far it got (`_Progress`) is remembered over failures and reopenings, and an attempt to write the
-same block again goes on from there. What a failed write left behind does not count as written.
+same block again goes on from there. What a part of a file has taken it keeps until it is written,
+whatever fails; what it has not taken does not count as written.
 """
 
 from __future__ import annotations
 
-import errno
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, RLock
@@ -17,19 +19,26 @@ from tardisd.log import Log
 from tardisd.plugins.sessions import Block
 
 from .output import OutputFile
+from .parts import Full, Part
 from .pieces import Cutter, Piece
 
 log = Log("tardisd.file")
 
 _NUMBERS_KEPT = 10_000
+# Compressed text and Parquet gather rows in memory; all files of an instance so many bytes.
+MOST_BUFFERED = 64 * 2**20
+
+PartMaker = Callable[[OutputFile, int], Part]
 
 
 class Handles:
-    """How many files of an instance are open, of all sessions together."""
+    """How many files of an instance are open, and what they buffer, of all sessions together."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_buffered: int = MOST_BUFFERED) -> None:
         self.most = most
+        self._most_buffered = most_buffered
         self._count = 0
+        self._buffered = 0
         self._lock = Lock()
 
     @property
@@ -37,15 +46,21 @@ class Handles:
         """Whether one should be given back before another is opened."""
         return self._count >= self.most
 
-    def changed(self, by: int) -> None:
-        """Take note of files opened (1) or closed (-1)."""
+    @property
+    def crammed(self) -> bool:
+        """Whether something that is buffered should be written before more is taken."""
+        return self._buffered >= self._most_buffered
+
+    def changed(self, by: int, buffered: int = 0) -> None:
+        """Take note of files opened (1) or closed (-1), and of bytes buffered or written (< 0)."""
         with self._lock:
             self._count += by
+            self._buffered += buffered
 
 
 @dataclass(slots=True)
 class _Progress:
-    """How much of a block is in the files: whole pieces, then bytes of the next one."""
+    """How much of a block is in the files: whole pieces, then bytes or rows of the next one."""
 
     block: tuple[int, int, int]
     pieces: int = 0
@@ -53,44 +68,42 @@ class _Progress:
 
 
 class FileStream:
-    """The files of one session, from its first row to the last."""
+    """The files of one session, from its first row to the last.
+
+    `make_part` returns a part for a new file of an epoch.
+    """
 
     def __init__(
-        self,
-        root: Path,
-        cutter: Cutter,
-        instance: str,
-        rotate_bytes: int | None,
-        handles: Handles,
+        self, root: Path, cutter: Cutter, instance: str, handles: Handles, make_part: PartMaker
     ) -> None:
         self._root = root
         self._cutter = cutter
         self._instance = instance
-        self._rotate_bytes = rotate_bytes
         self._handles = handles
-        self._files: OrderedDict[str, OutputFile] = OrderedDict()
-        self._rotated: list[OutputFile] = []
+        self._make_part = make_part
+        self._parts: OrderedDict[str, Part] = OrderedDict()
+        self._rotated: list[Part] = []
         self._numbers: dict[Path, int] = {}
         self._progress: _Progress | None = None
-        self._epoch: int | None = None
+        self._epoch = 0
         self._day: int | None = None
         self._lock = RLock()  # completing may have been given up while its thread goes on
 
     @property
     def unfinished(self) -> bool:
         """Whether some file has not got its name yet."""
-        return bool(self._files or self._rotated)
+        return bool(self._parts or self._rotated)
 
     def write(self, block: Block) -> None:
-        """Append all rows of the block that are not yet in the files. Raises OSError."""
+        """Take all rows of the block that are not yet taken. Raises OSError."""
         with self._lock:
             self._write(block)
 
     def complete(self) -> None:
         """Give every file its name. Raises OSError; what could not be completed stays for later."""
         with self._lock:
-            while self._files:
-                self._rotated.append(self._files.popitem(last=False)[1])
+            while self._parts:
+                self._rotated.append(self._parts.popitem(last=False)[1])
             self._settle()
             if len(self._numbers) > _NUMBERS_KEPT:  # mostly of days gone by; can be found again
                 self._numbers.clear()
@@ -112,12 +125,17 @@ class FileStream:
     def _settle(self) -> None:
         """Give the files their names that are full, or could not get them before."""
         failed: OSError | None = None
-        for file in self._rotated.copy():
+        waiting = self._rotated.copy()
+        while waiting:
+            part = waiting.pop(0)
             try:
-                self._complete(file)
+                following = self._complete(part)
             except OSError as error:
                 failed = error
-                self._release(file)
+                with self._touching(part):
+                    part.file.release()
+            else:
+                waiting += [] if following is None else [following]
         if failed is not None:
             raise failed
 
@@ -125,82 +143,100 @@ class FileStream:
         if piece.day != self._day:
             self.complete()
             self._day = piece.day
-        while progress.offset < len(piece.lines):
-            file = self._file(piece)
-            header = b"" if file.length else piece.header
-            end = self._room(piece, progress.offset, file.length + len(header))
-            if end == progress.offset:
-                self._rotate(piece.key)
-                continue
+        while progress.offset < piece.size:
+            while self._handles.crammed and self._flush_largest():
+                pass
+            part = self._part(piece)
             try:
-                self._append(file, header + piece.lines[progress.offset : end])
-            except OSError as error:
-                if not file.length:
-                    self._files.pop(piece.key)
-                    self._release(file)
-                    file.discard()
-                elif error.errno == errno.EFBIG:  # as large as a file may be: go on in the next
-                    self._rotate(piece.key)
-                    continue
+                with self._touching(part):
+                    progress.offset = part.take(piece, progress.offset)
+            except Full:
+                self._rotate(piece.key)
+            except OSError:
+                if not (part.file.length or part.buffered):
+                    with self._touching(part):
+                        self._parts.pop(piece.key).file.discard()
                 raise
-            progress.offset = end
 
-    def _room(self, piece: Piece, start: int, length: int) -> int:
-        """Return where to cut the lines, so that the file ends up within its size if it can."""
-        if self._rotate_bytes is None or length + len(piece.lines) - start <= self._rotate_bytes:
-            return len(piece.lines)
-        room = max(self._rotate_bytes - length, 0)
-        end = piece.lines.rfind(b"\n", start, start + room) + 1
-        if end:
-            return end
-        if length > len(piece.header):
-            return start
-        return piece.lines.index(b"\n", start) + 1  # one line alone is larger than a file may be
-
-    def _file(self, piece: Piece) -> OutputFile:
-        file = self._files.get(piece.key)
-        if file is None:
-            file = self._files[piece.key] = OutputFile(self._root / piece.path, self._instance)
-        self._files.move_to_end(piece.key)
-        return file
-
-    def _append(self, file: OutputFile, data: bytes) -> None:
-        if not file.is_open and self._handles.scarce:
-            for other in self._files.values():  # the least recently used first
-                if other.is_open:
-                    self._release(other)
-                    break
-        before = file.is_open
+    def _flush_largest(self) -> bool:
+        """Write what the part with most in memory has; tell whether there was anything."""
+        key, part = max(self._parts.items(), key=lambda item: item[1].buffered, default=("", None))
+        if part is None or not part.buffered:
+            return False
         try:
-            file.append(data)
-        finally:
-            self._handles.changed(file.is_open - before)
+            with self._touching(part):
+                part.flush()
+        except Full:
+            self._rotate(key)
+        return True
 
-    def _release(self, file: OutputFile) -> None:
-        before = file.is_open
-        file.release()
-        self._handles.changed(file.is_open - before)
+    def _part(self, piece: Piece) -> Part:
+        part = self._parts.get(piece.key)
+        if part is None:
+            file = OutputFile(self._root / piece.path, self._instance)
+            part = self._parts[piece.key] = self._make_part(file, self._epoch)
+        self._parts.move_to_end(piece.key)
+        return part
+
+    @contextmanager
+    def _touching(self, part: Part) -> Iterator[None]:
+        """Account for what the part opens and buffers meanwhile; have it a descriptor to open."""
+        if not part.file.is_open and self._handles.scarce:
+            for other in self._parts.values():  # the least recently used first
+                if other.file.is_open:
+                    other.rest()
+                    self._handles.changed(-1)
+                    break
+        before, buffered = part.file.is_open, part.buffered
+        try:
+            yield
+        finally:
+            self._handles.changed(part.file.is_open - before, part.buffered - buffered)
 
     def _rotate(self, key: str) -> None:
-        file = self._files.pop(key)
-        self._rotated.append(file)
-        self._complete(file)
+        """End a file; what it could not write goes to its successor."""
+        part = self._parts.pop(key)
+        following = self._successor(part)
+        if following is not None:
+            self._parts[key] = following
+        self._rotated.append(part)
+        self._complete(part)
 
-    def _complete(self, file: OutputFile) -> None:
-        """Give a rotated file its name, or raise OSError and keep it."""
-        before = file.is_open
+    def _successor(self, part: Part) -> Part | None:
+        """Return the part that has the rows which `part` could not write, if there are any."""
+        before = part.buffered
+        following = part.successor(OutputFile(part.file.target, self._instance))
+        self._handles.changed(0, part.buffered + following.buffered - before)
+        return following if following.buffered else None
+
+    def _complete(self, part: Part) -> Part | None:
+        """Give a rotated file its name, or raise OSError and keep it.
+
+        Returns the part with its last rows when they did not fit; it is rotated, too.
+        """
+        file, following = part.file, None
         try:
-            path, number = file.complete(self._numbers.get(file.target, 0))
+            try:
+                with self._touching(part):
+                    part.close()
+            except Full:
+                following = self._successor(part)
+                self._rotated += [] if following is None else [following]
+                with self._touching(part):
+                    part.close()
+            with self._touching(part):
+                path, number = file.complete(self._numbers.get(file.target, 0))
         except FileNotFoundError:
             log.error(
                 "file lost", path=str(file.target), bytes=file.length,
                 reason="somebody removed the temporary file or its folder",
             )  # fmt: skip
-            file.release()
+            with self._touching(part):
+                file.release()
+            self._handles.changed(0, -part.buffered)
         else:
             if file.length:
                 self._numbers[file.target] = number + 1
                 log.info("file completed", path=str(path), bytes=file.length)
-        finally:
-            self._handles.changed(file.is_open - before)
-        self._rotated.remove(file)
+        self._rotated.remove(part)
+        return following

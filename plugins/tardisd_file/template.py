@@ -1,22 +1,24 @@
 """Where files go: a path with placeholders, checked once and filled in safely; touches no disk.
 
 A value never leaves the component it stands in: what is not a letter, a digit or one of `-_.` is
-written as `%XX`, so that different values stay different names.
+written as `%XX`, so that different values stay different names. In a folder of the form
+`symbol={symbol}`, as Hive has them, readers undo just that, so the symbol is written so too.
 """
 
 from __future__ import annotations
 
 import glob
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from string import Formatter
 
-PLACEHOLDERS = ("session_id", "exchange", "symbol", "data_type", "date")
+PLACEHOLDERS = ("session_id", "epoch", "exchange", "symbol", "data_type", "date")
 SERIES_FIELDS = frozenset({"exchange", "symbol", "data_type"})
 
 _MAX_VALUE_BYTES = 80
+_PACKED = (".gz", ".zst")
 _KNOWN = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
 
 
@@ -51,11 +53,8 @@ class PathTemplate:
         return base / Path(self._root).expanduser()
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """Return the path below the root; values are as `safe_name` and `safe_symbol` return."""
-        return "/".join(
-            "".join(literal + (values[name] if name else "") for literal, name in part)
-            for part in self._below
-        )
+        """Return the path below the root."""
+        return "/".join(_filled(part, values) for part in self._below)
 
     def folders_pattern(self) -> str:
         """Return a glob pattern for the folders below the root that files may be in."""
@@ -67,6 +66,17 @@ class PathTemplate:
 
 def _parsed(component: str) -> list[tuple[str, str | None]]:
     return [(literal, name) for literal, name, _, _ in Formatter().parse(component)]
+
+
+def _filled(part: Sequence[tuple[str, str | None]], values: Mapping[str, str]) -> str:
+    hive = len(part) == 1 and part[0][0].endswith("=")
+    text = ""
+    for literal, name in part:
+        text += literal
+        if name is not None:
+            plain = name != "symbol" or hive
+            text += safe_name(values[name]) if plain else safe_symbol(values[name])
+    return text
 
 
 def safe_name(value: str) -> str:
@@ -82,11 +92,15 @@ def safe_symbol(value: str) -> str:
 
 
 def numbered(path: str, number: int) -> str:
-    """Return the path itself for number 0, else with the number before its last suffix."""
-    if not number:
-        return path
-    stem, suffix = posixpath.splitext(path)
-    return f"{stem}.{number}{suffix}"
+    """Return the path itself for number 0, else with the number before its suffix."""
+    return marked(path, str(number)) if number else path
+
+
+def marked(path: str, mark: str) -> str:
+    """Return the path with a mark before its suffix: `x.ndjson.gz` is `x.2.ndjson.gz`."""
+    packed = next((suffix for suffix in _PACKED if path.endswith(suffix)), "")
+    stem, suffix = posixpath.splitext(path.removesuffix(packed))
+    return f"{stem}.{mark}{suffix}{packed}"
 
 
 def _safe(char: str, at: int, kept: str) -> str:

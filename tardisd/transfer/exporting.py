@@ -18,7 +18,7 @@ from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd.plugins.storage import Storage
 from tardisd.progress import Progress
-from tardisd.transfer.parquet import ParquetTable
+from tardisd.wire.parquet import ParquetTable
 from tardisd.wire.text import csv_header, encode_batch
 
 

@@ -1,31 +1,17 @@
-"""The file sink does what every sink must, whatever its template."""
+"""The file sink does what every sink must, whatever its template, format and compression."""
 
 from __future__ import annotations
 
-import json
-import re
 import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import ClassVar
 
 import msgspec
+from file_reading import rows_in
 
 from tardisd.testing.sink import SinkSuite, sink_context
 from tardisd_file.plugin import FileOptions, FileSink
-
-
-def in_order(path: Path) -> tuple[str, int]:
-    """Return the key that sorts numbered parts as they were written."""
-    match = re.fullmatch(r"(.*?)(?:\.(\d+))?(\.\w+)", path.name)
-    return (match[1], int(match[2] or 0))
-
-
-def rows_in(folder: Path) -> list[dict]:
-    """Return the rows of all NDJSON files below a folder, in the order of their parts."""
-    files = sorted(folder.rglob("*.ndjson"), key=lambda path: (str(path.parent), in_order(path)))
-    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
 
 
 @asynccontextmanager
@@ -72,4 +58,42 @@ class TestRotatedFiles(FileSuite):
         "path": "out/{session_id}/x.ndjson",
         "rotate_bytes": 5000,
         "rotate": "day",
+    }
+
+
+class TestGzip(FileSuite):
+    options: ClassVar[dict] = {"path": "out/{session_id}/x.ndjson", "compression": "gzip"}
+
+
+class TestZstdRotated(FileSuite):
+    options: ClassVar[dict] = {
+        "path": "out/{session_id}/x.ndjson.zst",
+        "compression": "zstd",
+        "rotate_bytes": 3000,
+        "rotate": "day",
+    }
+
+
+class TestZstdWithFewOpenFiles(FileSuite):
+    options: ClassVar[dict] = {
+        "path": "out/{session_id}/{exchange}/{symbol}-{data_type}.ndjson",
+        "compression": "zstd",
+        "max_open_files": 1,
+    }
+
+
+class TestParquet(FileSuite):
+    options: ClassVar[dict] = {
+        "path": "out/{session_id}/{exchange}/{symbol}-{data_type}.parquet",
+        "format": "parquet",
+    }
+
+
+class TestParquetRotated(FileSuite):
+    options: ClassVar[dict] = {
+        "path": "out/{session_id}/exchange={exchange}/symbol={symbol}/{date}-{data_type}.parquet",
+        "format": "parquet",
+        "compression": "gzip",
+        "rotate_bytes": 20_000,
+        "max_open_files": 1,
     }

@@ -57,11 +57,18 @@ def seqs(path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"path": "x.parquet", "format": "parquet"}, "not supported yet; use 'ndjson' or 'csv'"),
-        ({"path": "x", "compression": "gzip"}, "compression is not supported yet"),
+        ({"path": "x.parquet", "format": "parquet"}, "lacks {symbol} and {data_type}"),
+        ({"path": "x", "compression": "bzip2"}, "bzip2"),
+        ({"path": "x", "compression": "lz4"}, "is for parquet; ndjson takes 'gzip' or 'zstd'"),
+        ({"path": "x.ndjson.gz"}, "set compression = 'gzip', or leave .gz out"),
+        ({"path": "x.zst", "compression": "gzip"}, "set compression = 'zstd'"),
+        (
+            {"path": "{symbol}{data_type}.gz", "format": "parquet", "compression": "gzip"},
+            "parquet is compressed inside",
+        ),
         ({"path": "{symbol}.csv", "format": "csv"}, "lacks {data_type}"),
         ({"path": "all.csv", "format": "csv"}, "lacks {symbol} and {data_type}"),
-        ({"path": "{sybmol}.ndjson"}, "unknown placeholder; use {session_id}, {exchange}"),
+        ({"path": "{sybmol}.ndjson"}, "unknown placeholder; use {session_id}, {epoch}"),
         ({"path": "{symbol!r}.ndjson"}, "unknown placeholder"),
         ({"path": "{date:%Y}.ndjson"}, "unknown placeholder"),
         ({"path": "{}.ndjson"}, "unknown placeholder"),
@@ -96,7 +103,7 @@ def test_no_value_leaves_its_component(value):
         assert made[0] != "."
         assert not set(made) & set("/\0\n")
         assert len(made.encode()) <= 80
-        filled = template.fill(dict.fromkeys(template.fields, made))
+        filled = template.fill(dict.fromkeys(template.fields, value))
         path = template.root(Path("/elsewhere")) / filled
         assert Path(os.path.normpath(path)) == path
         assert path.parents[2] == Path("/base")
@@ -132,7 +139,7 @@ def test_the_readme_shows_the_sample():
     assert (bare.pop("plugin"), full.pop("plugin")) == ("file", "file")
     msgspec.convert(bare, FileOptions)
     msgspec.convert(full, FileOptions)
-    assert set(full) == set(FileOptions.__struct_fields__) - {"compression"}
+    assert set(full) == set(FileOptions.__struct_fields__)
 
 
 # ---- names and rotation
@@ -222,7 +229,7 @@ async def test_a_new_epoch_begins_new_files(tmp_path):
     batch = random_trades(TRADES, 5, MIDNIGHT)
     first, second = (make_stream([batch], "s", epoch=epoch) for epoch in (1, 2))
     await write(tmp_path, [*first, *second], path="x.ndjson")
-    assert seqs(tmp_path / "x.ndjson") == seqs(tmp_path / "x.1.ndjson") == [1, 2, 3, 4, 5]
+    assert seqs(tmp_path / "x.ndjson") == seqs(tmp_path / "x.e2.ndjson") == [1, 2, 3, 4, 5]
 
 
 async def test_few_files_are_open_however_many_there_are(tmp_path):

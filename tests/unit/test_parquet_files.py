@@ -205,7 +205,7 @@ async def test_candles_go_out_and_come_back(tmp_path):
 
 @pytest.mark.parametrize("ids", [None, ["1", "22", "333"], ["a-b", "", 'say "so", ok']])
 async def test_trades_go_out_and_come_back(tmp_path, monkeypatch, ids):
-    monkeypatch.setattr("tardisd.transfer.parquet.GROUP_ROWS", 2)
+    monkeypatch.setattr("tardisd.wire.parquet.GROUP_ROWS", 2)
     storage, series = MemoryStorage(), Series.parse(TRADE)
     batch = Batch(
         series,

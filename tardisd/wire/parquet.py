@@ -1,13 +1,14 @@
 """Rows of a series as a Parquet table with exact decimals; opens no file.
 
-The columns are those of the CSV export: `datetime` in ns UTC, decimals that hold every value that
-can be stored, `id` and `side` as text. The file is written straight on, so a pipe will do.
+The columns are those of the CSV form: `datetime` in ns UTC, decimals that hold every value that can
+be stored, `id` and `side` as text; `seq` in front where rows are numbered. The file is written
+straight on, so a pipe will do.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,56 +28,78 @@ _PRECISION = DIGITS + 20
 
 
 class ParquetTable:
-    """One table; `write` takes its bytes, in order. Use from one thread at a time."""
+    """One table; `write` takes its bytes, in order. Use from one thread at a time.
 
-    def __init__(self, series: Series, write: Callable[[memoryview], None]) -> None:
+    `about` goes into the schema's metadata, besides the series. With `numbered` rows come with
+    their sequence numbers. `waiting_rows` and `waiting_bytes` are what is in no row group yet.
+    """
+
+    def __init__(
+        self,
+        series: Series,
+        write: Callable[[memoryview], object],
+        *,
+        codec: str = "zstd",
+        numbered: bool = False,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
         import pyarrow.parquet  # noqa: PLC0415
 
         pa = arrow()
         self._kind = SCHEMAS[series.data_type.kind]
-        columns = [("datetime", pa.timestamp("ns", "UTC"))]
+        columns = [("seq", pa.int64())] if numbered else []
+        columns.append(("datetime", pa.timestamp("ns", "UTC")))
         if self._kind.has_id:
             columns.append(("id", pa.string()))
         columns += [(name, pa.decimal128(_PRECISION, DIGITS)) for name in self._kind.fields]
         if self._kind.has_side:
             columns.append(("side", pa.string()))
-        self._schema = pa.schema(columns, {"series": series.text})
+        self._schema = pa.schema(columns, {"series": series.text, **(about or {})})
         self._writer = pyarrow.parquet.ParquetWriter(
-            pa.PythonFile(_Pass(write), mode="w"), self._schema, compression="zstd"
+            pa.PythonFile(_Pass(write), mode="w"), self._schema, compression=codec
         )
+        self.names: list[str] = self._schema.names
+        self.groups = 0
         self._waiting: list[Any] = []
-        self._rows = 0
+        self.waiting_rows = 0
+        self.waiting_bytes = 0
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch, seqs: Sequence[int] | Ints | None = None) -> None:
         """Append the rows; most of them are written when there are enough for a row group."""
         pa = arrow()
-        columns = [pa.array(batch.ts_event).cast(self._schema.field("datetime").type)]
+        columns = [] if seqs is None else [pa.array(seqs, pa.int64())]
+        columns.append(pa.array(batch.ts_event).cast(self._schema.field("datetime").type))
         if self._kind.has_id:
             columns.append(_ids(batch))
         columns += [_exact(batch.fields.get(name), len(batch)) for name in self._kind.fields]
         if self._kind.has_side:
             columns.append(_sides(batch))
-        self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-        self._rows += len(batch)
-        if self._rows >= GROUP_ROWS:
-            self._write_group()
+        made = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        self._waiting.append(made)
+        self.waiting_rows += len(batch)
+        self.waiting_bytes += made.nbytes
+        if self.waiting_rows >= GROUP_ROWS:
+            self.write_group()
+
+    def write_group(self) -> None:
+        """Write the rows that wait as a row group, however few they are."""
+        if not self.waiting_rows:
+            return
+        table = arrow().Table.from_batches(self._waiting, self._schema)
+        self._writer.write_table(table, row_group_size=self.waiting_rows)
+        self.groups += 1
+        self._waiting, self.waiting_rows, self.waiting_bytes = [], 0, 0
 
     def finish(self) -> None:
         """Write what is left, and the footer without which nothing can be read."""
-        if self._rows:
-            self._write_group()
+        self.write_group()
         self._writer.close()
-
-    def _write_group(self) -> None:
-        table = arrow().Table.from_batches(self._waiting, self._schema)
-        self._writer.write_table(table, row_group_size=self._rows)
-        self._waiting, self._rows = [], 0
 
 
 class _Pass(io.RawIOBase):
     """A file that hands on what is written to it, and knows how much that was."""
 
-    def __init__(self, write: Callable[[memoryview], None]) -> None:
+    def __init__(self, write: Callable[[memoryview], object]) -> None:
         super().__init__()
         self._write = write
         self._at = 0
