@@ -69,6 +69,17 @@ def closes(opens: Ints, interval: Interval) -> Ints:
     return later
 
 
+def floors(times: Ints, interval: Interval) -> Ints:
+    """Return the open (ns) of the interval that holds each of `times`, by the calendar."""
+    if interval.fixed_ns is not None:
+        anchor = interval.floor(0)
+        opens: Ints = times - (times - anchor) % interval.fixed_ns
+        return opens
+    months = times.astype("datetime64[ns]").astype("datetime64[M]").astype(np.int64)
+    months -= months % interval.count
+    return months.astype("datetime64[M]").astype("datetime64[ns]").astype(np.int64)
+
+
 def pack_ids(texts: Sequence[str]) -> Ids:
     """Return an id column: int64 when every text is a canonical integer, else bytes."""
     if all(

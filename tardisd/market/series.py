@@ -197,6 +197,23 @@ class Series:
         return (*self.data_type.order, self.exchange, str(self.symbol))
 
 
+@dataclass(frozen=True)
+class DerivedSeries(Series):
+    """Candles that are built from what is stored of `source`, not stored themselves.
+
+    It is spelt as the stored series would be, and never equal to it. Candles that still form are
+    a series of their own (`closed` is false), told apart from the finished ones by nothing else.
+    """
+
+    source: DataType
+    closed: bool = True
+
+    @property
+    def source_series(self) -> Series:
+        """The series that it is built from."""
+        return Series(self.exchange, self.symbol, self.source)
+
+
 @dataclass(frozen=True, slots=True)
 class Instrument:
     """What a venue says of one symbol. Sizes are exact decimal text, times ns or None.

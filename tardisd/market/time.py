@@ -186,3 +186,13 @@ class Interval:
         """Return the first open (ns) at or after `ts`."""
         floor = self.floor(ts)
         return floor if floor == ts else self.close(floor)
+
+    def holds(self, finer: Interval) -> bool:
+        """Tell whether this interval is always made of whole ones of another, by the calendar."""
+        if finer.unit == "M":
+            return self.unit == "M" and self.count % finer.count == 0
+        length = finer.count * _UNITS[finer.unit]
+        if self.unit == "M":  # months begin at a midnight, on any day of the week
+            return DAY % length == 0
+        shift = _MONDAY if (self.unit == "w") != (finer.unit == "w") else 0
+        return self.count * _UNITS[self.unit] % length == 0 and shift % length == 0
