@@ -20,7 +20,10 @@ from tardisd.errors import StorageError, StorageNewer
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """A session that has been: its request and its end. Times are wall clock, ns."""
+    """A session that has been: its request and its end. Times are wall clock, ns.
+
+    `place` is where a durable session is, which goes on after a restart.
+    """
 
     session_id: str
     request: dict[str, Any]
@@ -28,6 +31,7 @@ class SessionRecord:
     status: str
     ended_at: int | None = None
     end: dict[str, Any] | None = None
+    place: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +69,15 @@ def _make_shares(database: sqlite_utils.Database) -> None:
     database.table("shares").create(shares, not_null={"venue", "limit_name", "weight"})
 
 
+def _add_places(database: sqlite_utils.Database) -> None:
+    database.table("sessions").add_column("place", str)
+
+
 MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (
     _make_sessions,
     _make_jobs,
     _make_shares,
+    _add_places,
 )
 VERSION = len(MIGRATIONS)
 
@@ -118,9 +127,10 @@ class State:
             record.status,
             record.ended_at,
             None if record.end is None else msgspec.json.encode(record.end).decode(),
+            None if record.place is None else msgspec.json.encode(record.place).decode(),
         )
         with self._named_errors():
-            self._connection.execute("INSERT OR REPLACE INTO sessions VALUES (?,?,?,?,?,?)", row)
+            self._connection.execute("INSERT OR REPLACE INTO sessions VALUES (?,?,?,?,?,?,?)", row)
 
     def forget(self, session_id: str) -> None:
         """Forget a session."""
@@ -131,7 +141,7 @@ class State:
         """Return all sessions remembered, oldest first."""
         with self._named_errors():
             rows = self._connection.execute(
-                "SELECT session_id, request, created_at, status, ended_at, end FROM sessions"
+                "SELECT session_id, request, created_at, status, ended_at, end, place FROM sessions"
                 " ORDER BY created_at"
             ).fetchall()
         return [
@@ -142,8 +152,9 @@ class State:
                 status,
                 ended_at,
                 None if end is None else msgspec.json.decode(end),
+                None if place is None else msgspec.json.decode(place),
             )
-            for session_id, request, created_at, status, ended_at, end in rows
+            for session_id, request, created_at, status, ended_at, end, place in rows
         ]
 
     def put_job(self, record: JobRecord) -> None:

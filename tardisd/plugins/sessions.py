@@ -27,10 +27,10 @@ OnGap = Literal["mark", "skip", "fail"]
 class SessionRequest:
     """What a session is to replay: series over `[start, end)` (ns) at `speed`.
 
-    `origin` says who asked, for listings (`websocket`, `control`, `preset demo`). At `until` (ns) the
-    session pauses by itself. `max_idle_secs` bounds, in wall time, the wait for the next tick. With
-    `lockstep` the clock waits at barriers, at every release time or every close of `barrier`, for
-    at most `ack_timeout_secs`. `derive` are candles to build from finer series that are stored;
+    `origin` says who asked, for listings (`websocket`, `control`, `preset demo`). At `until` (ns)
+    the session pauses by itself. `max_idle_secs` bounds, in wall time, the wait for the next tick.
+    With `lockstep` the clock waits at barriers, at every release time or every close of `barrier`,
+    for at most `ack_timeout_secs`. `derive` are candles to build from finer series that are stored;
     with `forming` they are shown while they form. A `durable` session outlives the daemon.
     """
 

@@ -18,6 +18,9 @@ from tardisd.replay.digest import records
 from tardisd.wire.encode import FORMS, Encoder, Form, Frame
 from tardisd.wire.rows import EncodedRows, RowSlice, interleave
 
+# Columns and one encoding of a tick, about; a queue that counts bytes counts these.
+TICK_BYTES = 512
+
 
 class Prepared:
     """A whole block as the pipeline makes it: ticks by kind, their order, lazily made bytes.
@@ -130,6 +133,11 @@ class SessionBlock:
     def last_release(self) -> int:
         """Release time (ns) of the last tick."""
         return int(self._whole.release[self._last - 1])
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes of memory the ticks take; the same at every call."""
+        return len(self) * TICK_BYTES
 
     @property
     def release(self) -> Ints:

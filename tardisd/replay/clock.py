@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from tardisd.errors import RequestError
 from tardisd.market.time import SECOND
 from tardisd.plugins.sessions import Speed
 
@@ -79,3 +80,9 @@ class ReplayClock:
     def change_speed(self, speed: Speed, market: int, wall: float) -> None:
         """Go on at another speed from `market` (ns) as of `wall`."""
         self._market, self._wall, self._speed = market, wall, speed
+
+
+def check_speed(speed: Speed) -> None:
+    """Raise RequestError unless the speed is a finite number > 0 or `max`."""
+    if speed != "max" and not (math.isfinite(speed) and speed > 0):
+        raise RequestError("bad_request", f"speed: expected a number > 0 or 'max', found {speed}")

@@ -1,8 +1,8 @@
 """Followers of a session: bounded queues of shared blocks, and what happens when one is full.
 
-Ticks are counted, not bytes: blocks are shared by all followers, so a queue costs no copy. A gap
-mark counts as a tick, for it has a sequence number. Other notices come a few per verb; they pass a
-full queue by, in order.
+Queues are bounded in ticks, in bytes and in market time. Blocks are shared by all followers, so a
+queue costs no copy, but it keeps blocks alive. A gap mark counts as a tick, for it has a sequence
+number. Other notices come a few per verb; they pass a full queue by, in order.
 """
 
 from __future__ import annotations
@@ -14,45 +14,69 @@ from typing import TypeGuard
 
 import trio
 
-from tardisd.plugins.sessions import Evicted, Notice, WhenFull
+from tardisd.market.time import SECOND
+from tardisd.plugins.sessions import Evicted, Notice, Speed, WhenFull
 from tardisd.replay.block import SessionBlock
+
+# What a new epoch makes void: the rest of a queue says what happened, not what is there.
+_OF_AN_EPOCH = frozenset({"gap", "barrier", "snapshot", "skipped", "reset"})
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How far a follower may lag, in ticks, and how long a blocking one may read nothing.
+    """How far a follower may lag, and how long a blocking one may read nothing.
 
+    `…_secs` of lag are market time at the session's own speed; at `max` they bound nothing.
     `most_items` is how many blocks and notices may wait whatever the policy.
     """
 
     blocking_ticks: int = 4096
+    blocking_bytes: int = 4 * 1024 * 1024
+    blocking_secs: float = 10.0
     lagging_ticks: int = 16_384
+    lagging_bytes: int = 16 * 1024 * 1024
+    lagging_secs: float = 60.0
     max_block_secs: float = 60.0
     most_items: int = 32_768
 
 
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """What ties a follower to its session."""
+
+    limits: QueueLimits
+    #: Wakes the session when there is room again.
+    poke: Callable[[], None]
+    leave: Callable[[Follower], None]
+    speed: Callable[[], Speed]
+
+
 class Follower:
-    """One follower's queue. `poke` wakes the session when there is room again."""
+    """One follower's queue. While it is `held`, it receives nothing: what comes first is read.
+
+    One that is held, or `behind` the session, never loses anything, whatever its policy.
+    """
 
     def __init__(
-        self,
-        policy: WhenFull,
-        forms: Sequence[str],
-        limits: QueueLimits,
-        poke: Callable[[], None],
-        leave: Callable[[Follower], None],
-        name: str = "",
-    ) -> None:
+        self, policy: WhenFull, forms: Sequence[str], ties: Ties, name: str = "",
+        lockstep: bool = False,
+    ) -> None:  # fmt: skip
         self.name = name
         self.policy = policy
         self.forms = tuple(forms)
+        self.lockstep = lockstep
         self.full_since: float | None = None
         self.last_seq = 0
-        self._limits = limits
-        self._poke = poke
-        self._leave = leave
+        #: The last barrier sent, and the last seq acknowledged, of the epoch that is on.
+        self.barrier_seq = self.acknowledged = 0
+        self.held: object | None = None
+        self.behind = False
+        #: What it had from a daemon before this one: not told again.
+        self.heard_seq = 0
+        self._limits = ties.limits
+        self._ties = ties
         self._queue: deque[SessionBlock | Notice] = deque()
-        self._ticks = 0
+        self._ticks = self._bytes = 0
         self._arrived = trio.Event()
         self._ended = False
         self._evicted: str | None = None
@@ -66,23 +90,58 @@ class Follower:
     @property
     def has_room(self) -> bool:
         """Whether the session may go on as far as this follower is concerned."""
-        return self.policy != "block" or self._ticks < self._limits.blocking_ticks
+        limits = self._limits
+        return not self._lossless or not (
+            self._ticks >= limits.blocking_ticks
+            or self._bytes >= limits.blocking_bytes
+            or self._lags(limits.blocking_secs)
+        )
+
+    @property
+    def _lossless(self) -> bool:
+        return self.policy == "block" or self.held is not None or self.behind
+
+    def facts(self) -> dict[str, object]:
+        """Return who it is and how much waits for it."""
+        return {
+            "name": self.name,
+            "when_full": self.policy,
+            "queued_ticks": self._ticks,
+            "queued_bytes": self._bytes,
+        }
+
+    def _lags(self, secs: float) -> bool:
+        """Tell whether what is queued spans more market time than that, at the session's speed."""
+        queue, speed = self._queue, self._ties.speed()
+        if speed == "max" or len(queue) < 2:
+            return False
+        first, last = queue[0], queue[-1]
+        if isinstance(first, Notice) or isinstance(last, Notice):
+            return False
+        return last.last_release - first.last_release > secs * speed * SECOND
 
     def be(self, policy: WhenFull) -> None:
         """Change the policy; a follower that no longer blocks lets the session go on."""
         self.policy = policy
         if self.full_since is not None and self.has_room:
             self.full_since = None
-            self._poke()
+            self._ties.poke()
 
     def push(self, block: SessionBlock) -> None:
         """Queue ticks, by the follower's policy when it lags too far."""
+        if block.first_seq <= self.heard_seq:
+            if block.first_seq + len(block) - 1 <= self.heard_seq:
+                return
+            block = block.cut(self.heard_seq + 1 - block.first_seq, len(block))
         self._queue.append(block)
         self._ticks += len(block)
+        self._bytes += block.nbytes
         self._hold_to_limits()
 
     def notify(self, notice: Notice, *, last: bool = False) -> None:
         """Queue a notice; after the `last` one the stream ends."""
+        if _weight(notice) and _first_seq(notice) <= self.heard_seq:
+            return
         self._queue.append(notice)
         self._ticks += _weight(notice)
         self._ended = self._ended or last
@@ -90,15 +149,40 @@ class Follower:
             self._hold_to_limits()
         self._arrived.set()
 
+    def void(self) -> None:
+        """Drop what was queued of an epoch that is over; its seqs mean nothing any more."""
+        kept = [
+            item
+            for item in self._queue
+            if isinstance(item, Notice) and item.type not in _OF_AN_EPOCH
+        ]
+        self._queue = deque(kept)
+        self._ticks = self._bytes = self.last_seq = self.barrier_seq = self.acknowledged = 0
+        self.heard_seq = 0
+        self.full_since = self.held = None
+        self._arrived.set()
+
+    def let(self, first: Notice | None) -> None:
+        """Hold the follower no longer; it receives `first` before all that is queued."""
+        if first is not None:
+            self._queue.appendleft(first)
+        self.held = None
+        self._arrived.set()
+
     def _hold_to_limits(self) -> None:
-        if self.policy != "block" and self._ticks > self._limits.lagging_ticks:
+        limits = self._limits
+        if not self._lossless and (
+            self._ticks > limits.lagging_ticks
+            or self._bytes > limits.lagging_bytes
+            or self._lags(limits.lagging_secs)
+        ):
             if self.policy == "disconnect":
                 self.evict("too slow")
             elif self.policy == "drop_oldest":
-                self._drop(self._ticks - self._limits.lagging_ticks // 2)
+                self._drop(max(1, self._ticks - min(self._ticks, limits.lagging_ticks) // 2))
             else:
                 self._conflate()
-        if len(self._queue) > self._limits.most_items:
+        if len(self._queue) > limits.most_items:
             self.evict("too slow")
         self._arrived.set()
 
@@ -107,27 +191,29 @@ class Follower:
         self._evicted = reason
         self._cut_off.set()
         self._queue.clear()
-        self._ticks = 0
+        self._ticks = self._bytes = 0
+        self.held = None
         self._arrived.set()
-        self._leave(self)
+        self._ties.leave(self)
 
     async def receive(self) -> SessionBlock | Notice:
         """Return what comes next. Raises trio.EndOfChannel after the end, Evicted when cut off."""
-        while not self._queue:
+        while not self._queue or self.held is not None:
             if self._evicted is not None:
                 raise Evicted(self._evicted)
-            if self._ended:
-                self._leave(self)
+            if self._ended and self.held is None:
+                self._ties.leave(self)
                 raise trio.EndOfChannel
             self._arrived = trio.Event()
             await self._arrived.wait()
         item = self._queue.popleft()
         if weight := _weight(item):
             self._ticks -= weight
+            self._bytes -= 0 if isinstance(item, Notice) else item.nbytes
             self.last_seq = _first_seq(item) + weight - 1
             if self.full_since is not None:  # it reads, if slowly: its time starts again
                 self.full_since = None if self.has_room else trio.current_time()
-                self._poke()
+                self._ties.poke()
         return item
 
     async def wait_evicted(self) -> None:
@@ -138,9 +224,10 @@ class Follower:
         """Stop following; idempotent."""
         self._ended = True
         self._queue.clear()
-        self._ticks = 0
+        self._ticks = self._bytes = 0
+        self.held = None
         self._arrived.set()
-        self._leave(self)
+        self._ties.leave(self)
 
     def _drop(self, count: int) -> None:
         """Drop the oldest `count` ticks and say so; notices keep their place."""
@@ -159,7 +246,11 @@ class Follower:
                 kept.append(item)
             count -= gone
             self._ticks -= gone
-        self._queue = kept
+        self._keep(kept)
+
+    def _keep(self, queue: deque[SessionBlock | Notice]) -> None:
+        self._queue = queue
+        self._bytes = sum(item.nbytes for item in queue if not isinstance(item, Notice))
 
     def _conflate(self) -> None:
         """Keep the newest tick of each series, and say what was skipped."""
@@ -187,7 +278,7 @@ class Follower:
                 upto = row
             if upto:
                 _skip_before(kept, item.first_seq, item.first_seq + upto - 1)
-        self._queue = kept
+        self._keep(kept)
 
 
 def _weight(item: SessionBlock | Notice) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import trio
@@ -16,14 +16,17 @@ from tardisd.errors import RequestError, StorageError
 from tardisd.log import Log
 from tardisd.market.series import Series
 from tardisd.market.span import Span
-from tardisd.market.time import SECOND, format_time
+from tardisd.market.time import SECOND
 from tardisd.plugins.sessions import SessionRequest
 from tardisd.plugins.sink import Sink
 from tardisd.plugins.storage import Storage
+from tardisd.replay.audience import Audience
+from tardisd.replay.clock import check_speed
 from tardisd.replay.delivery import Delivery
-from tardisd.replay.session import ReplaySession, check_speed
-from tardisd.replay.source import Workers, has_rows, material
-from tardisd.replay.timeline import Tuning
+from tardisd.replay.records import Place, request_as_json, request_from_json
+from tardisd.replay.session import ReplaySession
+from tardisd.replay.source import Material, Source, Workers, has_rows, material
+from tardisd.replay.timeline import Timeline, Tuning
 from tardisd.state import SessionRecord, State
 from tardisd.wall import wall_ns
 from tardisd.wire.digits import make_tables
@@ -44,6 +47,7 @@ class SessionLimits:
     max_kept: int = 10_000
     drain_secs: float = 5.0
     encoding_threads: int = 2
+    note_secs: float = 1.0
     tuning: Tuning = field(default_factory=Tuning)
 
 
@@ -83,7 +87,7 @@ class SessionManager:
         """Hold all sessions; on leaving, end them and let their sinks finish, within a deadline."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._restore()
+            await self._restore()
             nursery.start_soon(trio.to_thread.run_sync, make_tables)
             try:
                 yield
@@ -107,7 +111,10 @@ class SessionManager:
 
     def _finish_all(self) -> None:
         for session in self._sessions.values():
-            session.finish("stopped", "the daemon is shutting down")
+            if session.request.durable and not session.has_ended:
+                session.suspend()
+            else:
+                session.finish("stopped", "the daemon is shutting down")
 
     def adopt(self, default_storage: str, limits: SessionLimits) -> None:
         """Let sessions that are yet to come follow another configuration."""
@@ -136,7 +143,7 @@ class SessionManager:
             series = tuple(sorted(dict.fromkeys(request.series), key=lambda one: one.order))
             await self._refuse_without_data(storage, series, request)
             materials = [await material(storage, one) for one in series]
-            nursery = self._running_nursery()
+            self._running_nursery()
         except BaseException as error:
             del self._users[session_id]
             if isinstance(error, StorageError):
@@ -144,15 +151,54 @@ class SessionManager:
             raise
         finally:
             self._reserved.discard(session_id)
-        session = ReplaySession(
-            session_id, request, materials, storage, self._workers, self._limits.tuning
-        )
-        session.sinks = deliveries = [Delivery(session, name, sink) for name, sink in sinks]
-        created_at = wall_ns()
-        self._remember(SessionRecord(session_id, _as_json(request), created_at, "active"))
-        self._sessions[session_id] = session
-        nursery.start_soon(self._live, session, deliveries, created_at)
+        session = self._make(session_id, request, materials, storage)
+        self._start(session, sinks, wall_ns())
         return session
+
+    def _make(
+        self,
+        session_id: str,
+        request: SessionRequest,
+        materials: Sequence[Material],
+        storage: Storage[Any],
+    ) -> ReplaySession:
+        def source(audience: Audience, time: Timeline) -> Source:
+            return Source(
+                session_id,
+                Span(request.start, request.end),
+                materials,
+                storage,
+                request.publish_delay,
+                request.release == "open-lookahead",
+                self._workers,
+                lambda: audience.demand,
+                lambda: time.unpaced,
+            )
+
+        return ReplaySession(session_id, request, source, self._limits.tuning, self._spawn)
+
+    def _start(
+        self, session: ReplaySession, sinks: Sequence[tuple[str, Sink[Any]]], created_at: int
+    ) -> None:
+        session.sinks = deliveries = [Delivery(session, name, sink) for name, sink in sinks]
+        self._remember(self._record(session, created_at))
+        self._sessions[session.session_id] = session
+        self._running_nursery().start_soon(self._live, session, deliveries, created_at)
+
+    def _spawn(self, action: Callable[..., Awaitable[None]], /, *args: Any) -> None:
+        """Run a session's side task in the manager's nursery; the last are cut off with it."""
+        if self._nursery is not None:
+            self._nursery.start_soon(action, *args)
+
+    def _record(self, session: ReplaySession, created_at: int) -> SessionRecord:
+        request = session.request
+        return SessionRecord(
+            session.session_id,
+            request_as_json(request),
+            created_at,
+            session.status_name,
+            place=session.place().as_json() if request.durable else None,
+        )
 
     def get(self, session_id: str) -> ReplaySession:
         """Return the session; RequestError `session_not_found` when there is none."""
@@ -185,13 +231,15 @@ class SessionManager:
             for delivery in deliveries:
                 nursery.start_soon(delivery.run)
             nursery.start_soon(session.run)
+            if session.request.durable:
+                nursery.start_soon(self._note_place, session, created_at)
             await session.ended.wait()
             end = {} if session.end_notice is None else dict(session.end_notice.fields)
             log.info("session ended", session=session.session_id, **end)
-            request, status = _as_json(session.request), session.status_name
-            self._remember(
-                SessionRecord(session.session_id, request, created_at, status, wall_ns(), end)
-            )
+            record = self._record(session, created_at)
+            if not session.suspended:
+                record = replace(record, ended_at=wall_ns(), end=end, place=None)
+            self._remember(record)
             self._forget_oldest()
         self._living -= 1
         del self._users[session.session_id]
@@ -199,6 +247,18 @@ class SessionManager:
         self._one_died = trio.Event()
         if self._nursery is not None:
             self._nursery.start_soon(self._forget_later, session.session_id, self._limits.kept_secs)
+
+    async def _note_place(self, session: ReplaySession, created_at: int) -> None:
+        """Write down where a durable session is, once a second while it moves."""
+        noted = session.place()
+        while True:
+            with trio.move_on_after(self._limits.note_secs):
+                await session.ended.wait()
+            if session.ended.is_set():
+                return
+            if (place := session.place()) != noted:
+                noted = place
+                self._remember(self._record(session, created_at))
 
     async def _forget_later(self, session_id: str, secs: float) -> None:
         session = self._sessions.get(session_id)
@@ -226,31 +286,48 @@ class SessionManager:
         except StorageError as error:
             log.error("session not written down", session=record.session_id, error=error.message)
 
-    def _restore(self) -> None:
-        """Take up the sessions of the daemon before this one, as ended."""
+    async def _restore(self) -> None:
+        """Take up the sessions of the daemon before this one: durable ones paused, others ended."""
         now = wall_ns()
         for record in self._state.sessions():
-            end, ended_at = record.end, record.ended_at
-            if end is None or ended_at is None:  # it was running when the daemon went
-                ended_at = now
-                end = {"epoch": 1, "reason": "stopped", "ticks": 0, "hash": "",
-                       "message": "the daemon was restarted"}  # fmt: skip
-                record = SessionRecord(  # noqa: PLW2901 - the same session, ended now
-                    record.session_id, record.request, record.created_at, "stopped", now, end
-                )
-                self._state.put(record)
-            left = self._limits.kept_secs - (now - ended_at) / SECOND
-            if left <= 0:
-                self._state.forget(record.session_id)
-                continue
-            request = _from_json(record.session_id, record.request)
-            storage = next(iter(self._storages.values()))
-            session = ReplaySession(
-                record.session_id, request, [], storage, self._workers, self._limits.tuning
-            )
-            session.restore(record.status, end)
-            self._sessions[record.session_id] = session
-            self._running_nursery().start_soon(self._forget_later, record.session_id, left)
+            if record.ended_at is None and record.place is not None:
+                try:
+                    await self._take_up(record, record.place)
+                    continue
+                except (RequestError, StorageError) as error:
+                    why = f"it could not be taken up again: {error.message}"
+            else:
+                why = "the daemon was restarted"
+            self._take_up_ended(record, now, why)
+
+    async def _take_up(self, record: SessionRecord, place: Mapping[str, Any]) -> None:
+        request = request_from_json(record.session_id, record.request)
+        storage = self._storage(request.storage)
+        series = sorted(dict.fromkeys(request.series), key=lambda one: one.order)
+        materials = [await material(storage, one) for one in series]
+        sinks = [(name, self._sink(name)) for name in dict.fromkeys(request.sinks)]
+        self._users[record.session_id] = (storage, *(sink for _, sink in sinks))
+        session = self._make(record.session_id, request, materials, storage)
+        session.restore(Place.from_json(place))
+        self._start(session, sinks, record.created_at)
+        log.info("session taken up", session=record.session_id, **place)
+
+    def _take_up_ended(self, record: SessionRecord, now: int, why: str) -> None:
+        end, ended_at = record.end, record.ended_at
+        if end is None or ended_at is None:  # it was running when the daemon went
+            ended_at = now
+            end = {"epoch": 1, "reason": "stopped", "ticks": 0, "hash": "", "message": why}
+            record = replace(record, status="stopped", ended_at=now, end=end, place=None)
+            self._state.put(record)
+        left = self._limits.kept_secs - (now - ended_at) / SECOND
+        if left <= 0:
+            self._state.forget(record.session_id)
+            return
+        request = request_from_json(record.session_id, record.request)
+        session = self._make(record.session_id, request, [], next(iter(self._storages.values())))
+        session.restore_ended(record.status, end)
+        self._sessions[record.session_id] = session
+        self._running_nursery().start_soon(self._forget_later, record.session_id, left)
 
     def _running_nursery(self) -> trio.Nursery:
         if self._nursery is None or self._closing:
@@ -326,27 +403,3 @@ async def _nothing_stored(storage: Storage[Any], series: Sequence[Series], span:
         hull = (await storage.coverage(one)).hull
         parts.append(f"{one} {hull}" if hull else str(one))
     return f"no data for {asked} in {span}; stored: {', '.join(parts)}"
-
-
-def _as_json(request: SessionRequest) -> dict[str, Any]:
-    return {
-        "series": [series.text for series in request.series],
-        "start": request.start,
-        "end": request.end,
-        "speed": request.speed,
-        "on_gap": request.on_gap,
-        "origin": request.origin,
-        "range": f"{format_time(request.start)}..{format_time(request.end)}",
-    }
-
-
-def _from_json(session_id: str, record: Mapping[str, Any]) -> SessionRequest:
-    return SessionRequest(
-        session_id=session_id,
-        series=tuple(Series.parse(text) for text in record["series"]),
-        start=record["start"],
-        end=record["end"],
-        speed=record["speed"],
-        on_gap=record["on_gap"],
-        origin=record["origin"],
-    )

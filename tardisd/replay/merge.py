@@ -42,10 +42,19 @@ class Piece:
 
 
 class Track:
-    """One series on its way into the merge: what was read and not yet released."""
+    """One series on its way into the merge: what was read and not yet released.
+
+    `first_open` (ns) is that of the first candle that will be fed, where earlier ones are left out.
+    """
 
     def __init__(
-        self, series: Series, span: Span, coverage: Coverage, causes: Sequence[Gap], delay: int
+        self,
+        series: Series,
+        span: Span,
+        coverage: Coverage,
+        causes: Sequence[Gap],
+        delay: int,
+        first_open: int | None = None,
     ) -> None:
         self.series = series
         self.marks: list[Mark] = []
@@ -58,7 +67,8 @@ class Track:
         within: Span | None = span
         if interval is not None:
             within = whole_candles(span, interval)
-            self._scanner = HoleScanner(interval, span)
+            known = span if first_open is None else Span(first_open, span.end)
+            self._scanner = HoleScanner(interval, known)
         if within is not None:
             self._tell(uncovered_gaps(coverage, causes, within))
 

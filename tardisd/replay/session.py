@@ -1,38 +1,40 @@
-"""One replay: its state, its verbs and the loop that releases ticks as its clock reaches them.
+"""One replay: its state and its verbs; how ticks are released and how followers join is elsewhere.
 
-The clock never passes a tick that has not been handed out, so a slow machine or a blocking follower
-slows market time down for everyone, and nothing is dropped or reordered. A slice of ticks is handed
-to all followers in one step, after every blocking one has room: a verb can come before or after a
-slice, never in the middle of handing it out.
+A session is a row of courses, one per epoch. A verb that moves it in time replaces the course that
+is on; its loop then goes on with the new one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import trio
 
 from tardisd.errors import RequestError, TardisError
 from tardisd.log import Log
-from tardisd.market.span import Span
 from tardisd.market.time import MILLISECOND, format_time
-from tardisd.plugins.sessions import Notice, SessionRequest, Speed, Subscription, WhenFull
-from tardisd.plugins.storage import Storage
-from tardisd.replay.block import Prepared, make_encoders
-from tardisd.replay.digest import new_digest
+from tardisd.plugins.sessions import Notice, Resume, SessionRequest, Speed, Subscription, WhenFull
+from tardisd.replay.audience import Audience
+from tardisd.replay.clock import check_speed
+from tardisd.replay.course import Course, Stage, Steps
 from tardisd.replay.fanout import Follower
-from tardisd.replay.merge import Mark
-from tardisd.replay.source import Material, Source, Workers
+from tardisd.replay.joining import Door, Spawn
+from tardisd.replay.position import Position
+from tardisd.replay.prepare import Opening
+from tardisd.replay.records import Place
+from tardisd.replay.report import asked, report
+from tardisd.replay.rewind import ticks_before
+from tardisd.replay.source import Source
 from tardisd.replay.timeline import Timeline, Tuning
 from tardisd.supervise import attempt, describe
-from tardisd.wall import wall_ms
-from tardisd.wire.encode import Frame
 
 log = Log("tardisd.sessions")
 
 ENDED = frozenset({"finished", "stopped", "failed"})
+_ENDINGS = {"finished": "finished", "stopped": "been stopped", "failed": "failed"}
+MAX_STEP = 100_000
+_EMPTY_LOOP_SECS = 0.1
 
 
 class SinkFacts(Protocol):
@@ -49,61 +51,89 @@ class ReplaySession:
         self,
         session_id: str,
         request: SessionRequest,
-        materials: Sequence[Material],
-        storage: Storage[Any],
-        workers: Workers,
+        source: Callable[[Audience, Timeline], Source],
         tuning: Tuning,
+        spawn: Spawn,
     ) -> None:
         self.session_id = session_id
         self.request = request
-        self.epoch = 1
         self.status_name = "paused" if request.start_paused else "active"
         self.ended = trio.Event()
         self.end_notice: Notice | None = None
         self.sinks: Sequence[SinkFacts] = ()
-        self._materials = materials
-        self._storage = storage
-        self._tuning = tuning
+        self.suspended = False
+        self._spawn = spawn
         self._time = Timeline(request.start, request.speed, tuning)
-        self._followers: list[Follower] = []
-        self._draining: list[Follower] = []
-        self._demand: frozenset[str] = frozenset()
-        self._scope = trio.CancelScope()
+        self._audience = Audience(tuning.limits, self._time.poke, lambda: self._time.speed)
+        self._source = source(self._audience, self._time)
+        self._stage = Stage(
+            request, self._time, self._audience, tuning, lambda: self._verbs, self._pause_itself
+        )
         self._verbs = 0
+        self._scope = trio.CancelScope()
         self._begun = trio.Event()
-        self._seq = 0
-        self._ticks = 0
-        self._at: tuple[Prepared, int] | None = None
-        self._gap_until = {material.series: request.start for material in materials}
-        frame = Frame("tick", session_id, self.epoch, request.release == "open-lookahead")
-        self._source = Source(
-            session_id,
-            self.epoch,
-            Span(request.start, request.end),
-            materials,
-            storage,
-            make_encoders(frame),
-            lambda: self._demand,
-            request.publish_delay,
-            frame.lookahead,
-            workers,
-            lambda: self._time.unpaced,
+        self._door = Door(self._source, spawn, lambda: self.end_notice)
+        self._course = self._make_course(1, Position(request.start), None)
+
+    def _make_course(self, number: int, begin: Position, cause: str | None) -> Course:
+        until = self.request.until
+        return Course(
+            number,
+            begin,
+            cause,
+            self._stage,
+            until if until is not None and begin.release < until else None,
+            tuple(one.series for one in self._source.materials),
+            awaiting_snapshot=cause is not None,
         )
 
-    def restore(self, status: str, end: dict[str, Any]) -> None:
+    def restore_ended(self, status: str, end: dict[str, Any]) -> None:
         """Become a session that ended before the daemon was started."""
         self.status_name = status
         self.end_notice = Notice("end", end)
-        self._ticks = int(end.get("ticks", 0))
+        self._course.progress.ticks = int(end.get("ticks", 0))
+        self._door.ahead = True
         self._begun.set()
+        self.ended.set()
+
+    def restore(self, place: Place) -> None:
+        """Become a session that was cut off, paused where it was."""
+        self.status_name = "paused"
+        self._door.ahead = True
+        course = self._make_course(place.epoch, place.begin, place.cause)
+        course.silent_seq = place.seq
+        course.awaiting_snapshot = False
+        self._course = course
+        self._time.change_speed(place.speed)
+        self._time.jump(place.clock)
+        self._begun.set()
+
+    def place(self) -> Place:
+        """Return where the session is, for a daemon after this one."""
+        course, time = self._course, self._time
+        return Place(
+            course.number, course.cause, course.begin, course.told_seq, time.market(), time.speed
+        )
+
+    def suspend(self) -> None:
+        """Leave followers to come back to the daemon after this one; tells no end."""
+        self._halt()
+        self._audience.dismiss("the daemon shuts down; the session goes on after its restart")
+        self.suspended = True
+        self._scope.cancel()
         self.ended.set()
 
     # ---- what it is
 
     @property
+    def epoch(self) -> int:
+        """The epoch that is on."""
+        return self._course.number
+
+    @property
     def ticks(self) -> int:
         """How many ticks were released in this epoch."""
-        return self._ticks
+        return self._course.progress.ticks
 
     @property
     def has_ended(self) -> bool:
@@ -116,38 +146,14 @@ class ReplaySession:
 
     def status(self) -> dict[str, Any]:
         """Return the fields of protocol §1 `status`."""
-        request = self.request
-        return {
-            "session_id": self.session_id,
-            "status": self.status_name,
-            "series": [series.text for series in request.series],
-            "start_time": request.start // MILLISECOND,
-            "end_time": request.end // MILLISECOND,
-            "clock": self.market() // MILLISECOND,
-            "speed": self._time.speed,
-            "achieved_speed": self._time.achieved_speed,
-            "seq": self._seq,
-            "epoch": self.epoch,
-            "ticks": self._ticks,
-            "subscribers": len(self._followers),
-            "lag_ms": self._time.lag_ms(),
-            "waiting_for": [f.name for f in self._followers if not f.has_room],
-            "sinks": [sink.facts() for sink in self.sinks],
-            "origin": request.origin,
-        }
+        return report(
+            self.session_id, self.status_name, self._course, [sink.facts() for sink in self.sinks]
+        )
 
     def created(self) -> Notice:
         """Return the `session_created` notice."""
-        request = self.request
-        fields = {
-            "status": self.status_name,
-            "series": [series.text for series in request.series],
-            "start_time": request.start // MILLISECOND,
-            "end_time": request.end // MILLISECOND,
-            "speed": self._time.speed,
-            "epoch": self.epoch,
-        }
-        return Notice("session_created", fields)
+        fields = {"status": self.status_name, **asked(self.request)}
+        return Notice("session_created", {**fields, "speed": self._time.speed, "epoch": self.epoch})
 
     # ---- verbs
 
@@ -162,14 +168,24 @@ class ReplaySession:
     def pause(self, by: Subscription | None = None, request_id: Any = None) -> Notice:
         """Stop the clock; a paused session stays as it is."""
         self._refuse_if_ended("pause")
+        self._course.end_steps()
+        self._halt()
+        return self._tell("paused", by, request_id)
+
+    def _halt(self) -> None:
         if self.status_name == "active":
             self._time.halt()
             self.status_name = "paused"
-        return self._tell("paused", by, request_id)
+
+    def _pause_itself(self) -> None:
+        """Pause where the request says so."""
+        self._halt()
+        self._tell("paused", None, None, cause="until")
 
     def resume(self, by: Subscription | None = None, request_id: Any = None) -> Notice:
         """Let the clock run on; a running session stays as it is."""
         self._refuse_if_ended("resume")
+        self._course.end_steps()
         if self.status_name == "paused":
             self.status_name = "active"
             if self._begun.is_set():
@@ -185,6 +201,78 @@ class ReplaySession:
         self._time.change_speed(speed)
         return self._tell("speed_changed", by, request_id, speed=speed)
 
+    def seek(self, to: int, by: Subscription | None = None, request_id: Any = None) -> Notice:
+        """Stand before the first tick released at `to` (ns) or later, in a new epoch."""
+        self._refuse_if_ended("seek in")
+        start, end = self.request.start, self.request.end
+        if not start <= to <= end:
+            raise RequestError(
+                "bad_request",
+                f"to: {format_time(to)} is outside the session, which goes from"
+                f" {format_time(start)} to {format_time(end)}",
+            )
+        self._replace(Position(to), "seek")
+        told = self._tell("sought", by, request_id, epoch=self.epoch)
+        self._tell_reset()
+        return told
+
+    def seek_by(self, delta: int, by: Subscription | None = None, request_id: Any = None) -> Notice:
+        """Seek by `delta` ns from where the session is, not beyond its start or end."""
+        to = min(max(self.market() + delta, self.request.start), self.request.end)
+        return self.seek(to, by, request_id)
+
+    def step(self, count: int, by: Subscription | None = None, request_id: Any = None) -> Steps:
+        """Deliver the next `count` ticks of a paused session, or go back that many."""
+        self._refuse_if_ended("step through")
+        if self.status_name != "paused":
+            raise RequestError(
+                "wrong_state", f"session {self.session_id!r} is running; pause it to step"
+            )
+        if abs(count) > MAX_STEP:
+            raise RequestError("too_large", f"count: {count} ticks; at most {MAX_STEP} in a step")
+        if self._course.steps is not None or self._course.stepped_back is not None:
+            raise RequestError("wrong_state", "another step is under way; wait for `stepped`")
+        steps = Steps(count, by, request_id)
+        if count > 0:
+            self._verbs += 1
+            self._course.begin_steps(steps)
+        elif count < 0:
+            self._spawn(self._step_back, steps, self._course)
+        else:
+            steps.end(self._tell("stepped", by, request_id, count=0))
+        return steps
+
+    async def _step_back(self, steps: Steps, course: Course) -> None:
+        """Find the position so many ticks ago, and begin there."""
+        position = Position(0)
+
+        async def find() -> None:
+            nonlocal position
+            position, steps.taken = await ticks_before(
+                self._source, course.progress.position, -steps.left
+            )
+
+        error = await attempt(find)
+        if error is not None or course is not self._course or self.has_ended:
+            text = "the session moved meanwhile" if error is None else describe(error)
+            steps.fail(RequestError("wrong_state", f"cannot step back: {text}"))
+            return
+        self._replace(position, "step")
+        self._course.stepped_back = steps
+        self._tell_reset()
+
+    def acknowledge(self, by: Subscription, epoch: int, seq: int) -> None:
+        """Take note that a lockstep follower has dealt with everything up to `seq`."""
+        if epoch != self.epoch or not isinstance(by, Follower):
+            return  # of an epoch that is over: void
+        if seq > self._course.progress.seq:
+            raise RequestError(
+                "bad_request",
+                f"seq: {seq} was not sent yet; the last one is {self._course.progress.seq}",
+            )
+        by.acknowledged = max(by.acknowledged, seq)
+        self._time.poke()
+
     def stop(self, by: Subscription | None = None, request_id: Any = None) -> Notice:
         """End the session; every follower gets `end` with reason `stopped`."""
         self._refuse_if_ended("stop")
@@ -194,38 +282,25 @@ class ReplaySession:
         self.finish("stopped")
         return reply
 
-    def subscribe(self, when_full: WhenFull, forms: Sequence[str] = (), name: str = "") -> Follower:
-        """Follow from the next tick on; `forms` are the encodings that will be asked for."""
-        follower = Follower(
-            when_full, forms, self._tuning.limits, self._time.poke, self._leave, name
-        )
-        follower.last_seq = self._seq
-        if self.end_notice is not None:
-            follower.notify(self.end_notice, last=True)
-        else:
-            self._followers.append(follower)
-            self._count_forms()
-        return follower
+    def _replace(self, begin: Position, cause: str) -> None:
+        """Begin a new epoch at a position; the loop goes on with it."""
+        self._course.end_steps()
+        self._course = self._make_course(self.epoch + 1, begin, cause)
+        self._time.jump(begin.release)
+        self._verbs += 1
+        self._scope.cancel()
 
-    def _leave(self, follower: Follower) -> None:
-        if follower in self._followers:
-            self._followers.remove(follower)
-            self._count_forms()
-        elif follower in self._draining:
-            self._draining.remove(follower)
-        self._time.poke()
-
-    def _count_forms(self) -> None:
-        self._demand = frozenset(form for f in self._followers for form in f.forms)
+    def _tell_reset(self, **fields: object) -> None:
+        clock = self.market() // MILLISECOND
+        course = self._course
+        told = {"epoch": course.number, "clock": clock, "cause": course.cause, **fields}
+        self._audience.reset(Notice("reset", told))
 
     def _tell(
         self, name: str, by: Subscription | None, request_id: Any, **fields: object
     ) -> Notice:
-        """Tell every follower of a verb; the asker's copy carries its request id."""
         notice = Notice(name, {**fields, "clock": self.market() // MILLISECOND})
-        for follower in self._followers:
-            asked = isinstance(by, Follower) and follower is by
-            follower.notify(notice.answering(request_id) if asked else notice)
+        self._audience.tell(notice, by, request_id)
         self._verbs += 1
         self._time.poke()
         return notice.answering(request_id)
@@ -236,6 +311,21 @@ class ReplaySession:
                 "wrong_state",
                 f"cannot {verb} session {self.session_id!r}: it has {_ENDINGS[self.status_name]}",
             )
+
+    # ---- followers
+
+    def subscribe(
+        self,
+        when_full: WhenFull,
+        forms: Sequence[str] = (),
+        name: str = "",
+        resume: Resume | None = None,
+        lockstep: bool = False,
+    ) -> Follower:
+        """Follow from the next tick on, after a snapshot, or after what was missed."""
+        follower = self._audience.make(when_full, forms, name, lockstep)
+        self._door.admit(self._course, follower, resume)
+        return follower
 
     # ---- the loop
 
@@ -249,145 +339,59 @@ class ReplaySession:
             self.finish("failed", "internal error; the log of the daemon says more")
 
     async def _replay(self) -> None:
-        with self._scope:
-            await self._begun.wait()
-            if self.has_ended:  # it never ran: there is nothing to open
-                return
-            async with self._source.open() as items:
-                await self._release_all(items)
-            await self._until(self.request.end)
-            self._time.reached(self.request.end)
-            await self._finish_checked()
+        await self._begun.wait()
+        while not (self.has_ended or self.suspended):
+            course = self._course
+            with trio.CancelScope() as self._scope:
+                await self._play(course)
 
-    async def _release_all(self, items: trio.MemoryReceiveChannel[Prepared | Mark]) -> None:
-        async for item in items:
-            if isinstance(item, Mark):
-                await self._until(item.ts_release)
-                while not await self._make_room():
-                    await self._until(item.ts_release)
-                self._mark(item)
-            else:
-                await self._release(item)
-
-    async def _release(self, block: Prepared) -> None:
-        """Hand out a block, slice by slice, as its ticks come due."""
-        release, row = block.release, 0
-        while row < len(block):
-            await self._until(int(release[row]))
-            if self._time.unpaced:
-                upto = len(block)
-            else:
-                upto = max(row + 1, int(release.searchsorted(self._time.due(), "right")))
-            upto = min(upto, row + self._tuning.slice_ticks)
-            if not await self._make_room():
-                continue  # paused or otherwise changed while waiting: look again
-            slice_ = block[row:upto]
-            slice_.sent_ms = wall_ms()
-            self._seq += len(slice_)
-            self._ticks += len(slice_)
-            self._at = (block, upto)
-            row = upto
-            self._time.reached(slice_.last_release)
-            for follower in list(self._followers):
-                follower.push(slice_)
-            if self._time.unpaced:
-                await trio.lowlevel.checkpoint()
-
-    async def _until(self, due: int) -> None:
-        skipping = self.request.on_gap == "skip"
-        await self._time.until(due, self._gap_until.values() if skipping else None)
-
-    async def _make_room(self) -> bool:
-        """Wait until every blocking follower has room; False when a verb came meanwhile."""
-        verbs = self._verbs
-        while full := [follower for follower in self._followers if not follower.has_room]:
-            now = trio.current_time()
-            for follower in full:
-                if follower.full_since is None:
-                    follower.full_since = now
-                elif now - follower.full_since >= self._tuning.limits.max_block_secs:
-                    follower.evict(f"read nothing for {self._tuning.limits.max_block_secs:g} s")
-            since = [
-                f.full_since for f in full if f in self._followers and f.full_since is not None
-            ]
-            if not since:
-                continue
-            await self._time.changed(min(since) + self._tuning.limits.max_block_secs)
-            if self._verbs != verbs:
-                return False
-        return True
-
-    def _mark(self, mark: Mark) -> None:
-        """Tell followers of a gap; it takes a sequence number of its own."""
-        self._seq += 1
-        span = mark.gap.span
-        self._gap_until[mark.series] = max(self._gap_until[mark.series], span.end)
-        self._time.reached(mark.ts_release)
-        fields = {
-            "epoch": self.epoch,
-            "seq": self._seq,
-            "series": mark.series.text,
-            "from": span.start // MILLISECOND,
-            "to": span.end // MILLISECOND,
-            "cause": mark.gap.cause,
-        }
-        for follower in list(self._followers):
-            follower.notify(Notice("gap", fields))
-        if self.request.on_gap == "fail":
-            raise TardisError(
-                f"{mark.series} has no data from {format_time(span.start)} to"
-                f" {format_time(span.end)} ({mark.gap.cause}), and on_gap is 'fail'"
-            )
+    async def _play(self, course: Course) -> None:
+        """Play one epoch; at its end the session ends, or begins again."""
+        while not (course.has_begun or course.steps is not None or self._time.running):
+            await self._time.changed()  # nothing is read for a session that may never run
+        opening = Opening(course.begin, middle=course.cause is not None)
+        async with self._source.open(course.number, opening) as items:
+            await course.play(items)
+        changed = await self._source.has_changed()
+        await course.due(self.request.end)  # it may have been paused meanwhile
+        if not self.request.loop:
+            self.finish("finished", data_changed=changed)
+            return
+        if not course.progress.seq:
+            await trio.sleep(_EMPTY_LOOP_SECS)
+        done = {"ticks": course.progress.ticks, "hash": course.progress.hash().hexdigest()}
+        self._replace(Position(self.request.start), "loop")
+        self._tell_reset(**done)
 
     # ---- the end
 
     async def drained(self) -> None:
         """Return when every follower of an ended session has received all, `end` included."""
-        while self._draining:
+        while not self._audience.drained:
             await self._time.changed()
-
-    async def _finish_checked(self) -> None:
-        """Finish, and say so when the stored series changed while the session ran."""
-        changed = False
-        for material in self._materials:
-            changed |= await self._storage.version(material.series) != material.version
-        await self._until(self.request.end)  # it may have been paused meanwhile
-        self.finish("finished", data_changed=changed)
 
     def finish(self, reason: str, message: str | None = None, data_changed: bool = False) -> None:
         """End the session for good; followers get `end` after what is queued. Idempotent."""
         if self.has_ended:
             return
+        self._course.end_steps()
         self._time.halt()
         self.status_name = reason
-        digest = new_digest() if self._at is None else self._at[0].hash_upto(self._at[1])
+        progress = self._course.progress
         fields: dict[str, Any] = {
             "epoch": self.epoch,
             "reason": reason,
-            "ticks": self._ticks,
-            "hash": digest.hexdigest(),
+            "ticks": progress.ticks,
+            "hash": progress.hash().hexdigest(),
         }
         if data_changed:
             fields["data_changed"] = True
         if message is not None:
             fields["message"] = message
         self.end_notice = Notice("end", fields)
-        for follower in self._followers:
-            follower.notify(self.end_notice, last=True)
-        self._draining, self._followers = self._followers, []
-        self._at = None
+        self._audience.end(self.end_notice)
+        self._course.end_silence()
+        progress.forget()
         self._begun.set()
         self.ended.set()
         self._scope.cancel()
-
-
-_ENDINGS = {"finished": "finished", "stopped": "been stopped", "failed": "failed"}
-
-
-def check_speed(speed: Speed) -> None:
-    """Raise RequestError unless the speed is a finite number > 0 or `max`."""
-    if speed != "max" and not (math.isfinite(speed) and speed > 0):
-        raise RequestError("bad_request", f"speed: expected a number > 0 or 'max', found {speed}")
-
-
-__all__ = ["ENDED", "ReplaySession", "check_speed"]

@@ -1,35 +1,40 @@
 """From storage to prepared blocks: read, merge, hash, encode ahead; paces nothing.
 
 Reading and preparing run in worker threads, two blocks ahead of the session, so that the session's
-own task only slices and hands out. Memory is one stored batch per series and a few blocks.
+own task only slices and hands out. Memory is one stored batch per series and a few blocks. A source
+can be opened at any position of the session, and as often as there are readers.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from hashlib import blake2b
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import trio
 
 from tardisd.errors import StorageError
 from tardisd.market.columns import Batch
+from tardisd.market.decimals import Ints
 from tardisd.market.series import Series
 from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.storage import Storage
-from tardisd.replay.block import Prepared
-from tardisd.replay.digest import new_digest
-from tardisd.replay.merge import BLOCK_TICKS, Mark, Merger, Track, Window
-from tardisd.wire.encode import Encoder
+from tardisd.replay.block import Prepared, make_encoders
+from tardisd.replay.merge import BLOCK_TICKS, Mark, Merger, Track
+from tardisd.replay.position import Position
+from tardisd.replay.prelude import Snapshot, last_released
+from tardisd.replay.prepare import Opening, Preparer, Stamp
+from tardisd.wire.encode import Frame
 
 READ_AHEAD_BLOCKS = 2
 # A job in a worker thread costs as much as encoding several hundred ticks.
 TICKS_A_JOB = 2 * BLOCK_TICKS
-HASH_AHEAD_BLOCKS = 4
+
+Items = trio.MemoryReceiveChannel[Snapshot | Prepared | Mark]
+_Batches = trio.MemoryReceiveChannel[Batch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,53 +71,52 @@ class Source:
     """
 
     session_id: str
-    epoch: int
     span: Span
     materials: Sequence[Material]
     storage: Storage[Any]
-    encoders: Mapping[str, Encoder]
-    demand: Callable[[], frozenset[str]]
     publish_delay: int
     lookahead: bool
     workers: Workers
+    demand: Callable[[], frozenset[str]]
     unpaced: Callable[[], bool] = lambda: False
 
+    def aside(self, demand: Iterable[str] = ()) -> Source:
+        """Return the same source for a reader of its own, which never holds up the event loop."""
+        forms = frozenset(demand)
+        return replace(self, demand=lambda: forms, unpaced=lambda: False)
+
+    async def has_changed(self) -> bool:
+        """Tell whether the stored series changed since the session was created."""
+        for one in self.materials:
+            if await self.storage.version(one.series) != one.version:
+                return True
+        return False
+
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[trio.MemoryReceiveChannel[Prepared | Mark]]:
+    async def open(self, epoch: int, opening: Opening) -> AsyncIterator[Items]:
         """Open the stream of blocks and marks in total order; sequence numbers are set."""
-        send, receive = trio.open_memory_channel[Prepared | Mark](READ_AHEAD_BLOCKS)
+        send, receive = trio.open_memory_channel[Snapshot | Prepared | Mark](READ_AHEAD_BLOCKS)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pump, send)
+            nursery.start_soon(self._pump, epoch, opening, send)
             yield receive
             nursery.cancel_scope.cancel()
 
-    async def _pump(self, send: trio.MemorySendChannel[Prepared | Mark]) -> None:
-        merger = Merger(
-            [
-                Track(m.series, self.span, m.coverage, m.causes, self.publish_delay)
-                for m in self.materials
-            ],
-            self.lookahead,
-        )
-        preparer = _Preparer(self, merger)
+    async def _pump(
+        self,
+        epoch: int,
+        opening: Opening,
+        send: trio.MemorySendChannel[Snapshot | Prepared | Mark],
+    ) -> None:
+        encoders = make_encoders(Frame("tick", self.session_id, epoch, self.lookahead))
+        stamp = Stamp(self.session_id, epoch, encoders)
         # The channel is closed without a pause: else the reader would see the end, take it for that
         # of the data, and finish before the error that closed it is known.
         with send:
-            async with AsyncExitStack() as stack:
-                channels = {
-                    track.series: await stack.enter_async_context(
-                        self.storage.read(track.series, self.span)
-                    )
-                    for track in merger.tracks
-                }
-                while not merger.done or preparer.busy:
+            async with self._merging(opening.begin if opening.middle else None) as feeds:
+                preparer = Preparer(stamp, opening, feeds.merger, self.workers.hasher, self.demand)
+                while not feeds.merger.done or preparer.busy:
                     if not preparer.busy:
-                        for track in merger.hungry():
-                            batch = await self._next_batch(channels[track.series])
-                            if batch is None:
-                                track.finish()
-                            else:
-                                merger.feed(track, batch)
+                        await feeds.fill()
                     if self.unpaced() and self.workers.alone():
                         items = preparer.work(BLOCK_TICKS)
                     else:
@@ -122,82 +126,95 @@ class Source:
                     for item in items:
                         await send.send(item)
 
-    async def _next_batch(self, channel: trio.MemoryReceiveChannel[Batch]) -> Batch | None:
-        """Return the next rows inside the session's span, or None after the last."""
-        async for batch in channel:
-            rows = batch.within(self.span)
-            if len(rows):
-                return rows
-        return None
+    @asynccontextmanager
+    async def _merging(self, begin: Position | None) -> AsyncIterator[_Feeds]:
+        """Open all series: from the session's start, or from the last row before a position."""
+        async with AsyncExitStack() as stack:
+            tracks, channels = [], {}
+            for material in self.materials:
+                before: Batch | None = None
+                span = self.span
+                if begin is not None and begin.release > span.start:
+                    before = await last_released(
+                        self.storage,
+                        material.series,
+                        span,
+                        begin.release,
+                        self.publish_delay,
+                        self.lookahead,
+                    )
+                    span = Span(self._read_from(material.series, before, begin), span.end)
+                track = Track(
+                    material.series,
+                    self.span,
+                    material.coverage,
+                    material.causes,
+                    self.publish_delay,
+                    None if before is None else int(before.ts_event[0]),
+                )
+                channel = await stack.enter_async_context(self.storage.read(track.series, span))
+                if before is not None:
+                    more = await _next_batch(channel, self.span)
+                    track.feed(before if more is None else Batch.concat([before, more]),
+                               self.lookahead)  # fmt: skip
+                tracks.append(track)
+                channels[track.series] = channel
+            yield _Feeds(Merger(tracks, self.lookahead), channels, self.span)
+
+    def _read_from(self, series: Series, before: Batch | None, begin: Position) -> int:
+        """Return the event time (ns) of the first row that was not released before a position."""
+        if before is not None and series.data_type.interval is not None:
+            return int(before.ts_event[0]) + 1
+        if series.data_type.interval is None or self.lookahead:
+            return min(begin.release, self.span.end)
+        return self.span.start
+
+    async def releases(self, since: int, until: Position, count: int) -> Ints:
+        """Return the release times of the last `count` ticks before a position.
+
+        They are ascending. Ticks released before `since` (ns) are not looked at.
+        """
+        kept: Ints = np.empty(0, np.int64)
+        position = Position(max(since, self.span.start))
+        async with self._merging(position) as feeds:
+            while not feeds.merger.done:
+                await feeds.fill()
+                release = feeds.merger.window().release
+                low = int(release.searchsorted(position.release, "left"))
+                kept = np.concatenate([kept, release[low:]])
+                over = int(kept.searchsorted(until.release, "left"))
+                if over < len(kept):
+                    kept = kept[: over + until.ticks]
+                    break
+                kept = kept[-count - until.ticks :]
+        return kept[-count:]
 
 
-class _Preparer:
-    """Turns windows into blocks, a few at a time, in a worker thread; one call at a time."""
+@dataclass(frozen=True, slots=True)
+class _Feeds:
+    """A merger, and where the rows of its tracks come from."""
 
-    def __init__(self, source: Source, merger: Merger) -> None:
-        self._source = source
-        self._merger = merger
-        self._window: Window | None = None
-        self._items: Iterator[Mark | tuple[int, int]] = iter(())
-        self._seq = 1
-        self._hashes: deque[Future[blake2b]] = deque([source.workers.hasher.submit(new_digest)])
+    merger: Merger
+    channels: dict[Series, _Batches]
+    span: Span
 
-    @property
-    def busy(self) -> bool:
-        """Whether the last window is not wholly prepared."""
-        return self._window is not None
-
-    def work(self, ticks: int) -> list[Prepared | Mark]:
-        """Return the next blocks and marks: few at first, for the sake of the first tick."""
-        found: list[Prepared | Mark] = []
-        most = self._seq + (1 if self._seq == 1 else ticks)
-        if self._window is None:
-            self._window = self._merger.window()
-            self._items = iter(self._window)
-        while self._seq < most:
-            item = next(self._items, None)
-            if item is None:
-                self._window = None
-                break
-            if isinstance(item, Mark):
-                found.append(item)
-                self._seq += 1
+    async def fill(self) -> None:
+        """Give each hungry track its next batch, or tell it that nothing more comes."""
+        for track in self.merger.hungry():
+            batch = await _next_batch(self.channels[track.series], self.span)
+            if batch is None:
+                track.finish()
             else:
-                block = self._prepare(self._window, *item)
-                found.append(block)
-                self._seq += len(block)
-        return found
+                self.merger.feed(track, batch)
 
-    def _prepare(self, window: Window, first: int, last: int) -> Prepared:
-        source, piece = self._source, window.piece(first, last)
-        block = Prepared(
-            source.session_id,
-            source.epoch,
-            piece.kinds,
-            piece.runs,
-            piece.release,
-            source.encoders,
-            self._seq,
-            self._hashes[-1].result,
-        )
-        self._hash(block)
-        for form in source.demand():
-            block.encode(form)
-        return block
 
-    def _hash(self, block: Prepared) -> None:
-        """Have the block hashed by the next thread; at most a few blocks wait for it."""
-        before = self._hashes[-1]
-        records = block.records().bytes()
-
-        def after() -> blake2b:
-            digest = before.result().copy()
-            digest.update(records)
-            return digest
-
-        self._hashes.append(self._source.workers.hasher.submit(after))
-        if len(self._hashes) > HASH_AHEAD_BLOCKS:
-            self._hashes.popleft().result()
+async def _next_batch(channel: _Batches, span: Span) -> Batch | None:
+    """Return the next rows inside the session's span, or None after the last."""
+    async for batch in channel:
+        rows = batch.within(span)
+        if len(rows):
+            return rows
+    return None
 
 
 async def has_rows(storage: Storage[Any], series: Series, span: Span) -> bool:

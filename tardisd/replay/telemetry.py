@@ -1,4 +1,4 @@
-"""What a session can say of its own pace: achieved speed over the last seconds; decides nothing."""
+"""What a session can say of its own pace: speed achieved, and how late ticks are; no decision."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 
 from tardisd.market.time import SECOND
 
+_LATE_SAMPLES = 1000
 _WINDOW_SECS = 5.0
 _STEP_SECS = 0.05
 
@@ -39,3 +40,22 @@ class Pace:
         if last_wall <= wall:
             return None
         return (last_market - market) / SECOND / (last_wall - wall)
+
+
+class Lateness:
+    """How long after they were due (wall seconds) the last few slices of ticks were handed out."""
+
+    def __init__(self) -> None:
+        self._samples: deque[float] = deque(maxlen=_LATE_SAMPLES)
+
+    def note(self, secs: float) -> None:
+        """Note that a slice came so late."""
+        self._samples.append(secs)
+
+    def percentiles(self) -> dict[str, float] | None:
+        """Return p50, p99 and max in milliseconds, or None when nothing was paced."""
+        if not self._samples:
+            return None
+        ranked = sorted(self._samples)
+        places = {"p50": len(ranked) // 2, "p99": len(ranked) * 99 // 100, "max": len(ranked) - 1}
+        return {name: max(0.0, round(ranked[at] * 1000, 3)) for name, at in places.items()}

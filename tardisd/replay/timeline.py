@@ -15,7 +15,7 @@ from tardisd.market.time import MILLISECOND, SECOND
 from tardisd.plugins.sessions import Speed
 from tardisd.replay.clock import ReplayClock
 from tardisd.replay.fanout import QueueLimits
-from tardisd.replay.telemetry import Pace
+from tardisd.replay.telemetry import Lateness, Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,11 @@ class Timeline:
         self._clock = ReplayClock(start, speed)
         self._tuning = tuning
         self._pace = Pace()
+        self._lateness = Lateness()
         self._horizon = start
         self._changed = trio.Event()
+        #: Whether ticks are let through one by one while time stands.
+        self.stepping = False
 
     @property
     def speed(self) -> Speed:
@@ -73,6 +76,26 @@ class Timeline:
         behind = self._clock.market(trio.current_time()) - self._horizon
         return max(0.0, round(behind / speed / MILLISECOND, 3))
 
+    def emission_error_ms(self) -> dict[str, float] | None:
+        """Return how late (wall ms) ticks were handed out lately, or None when none were paced."""
+        return self._lateness.percentiles()
+
+    @property
+    def running(self) -> bool:
+        """Whether time passes."""
+        return self._clock.running
+
+    def jump(self, market: int) -> None:
+        """Stand at `market` (ns), before or after where time stood."""
+        now = trio.current_time()
+        if self._clock.running:
+            self._clock.anchor(market, now)
+        else:
+            self._clock.halt(market)
+        self._horizon = market
+        self._pace.restart(now, market)
+        self.poke()
+
     def run(self) -> None:
         """Let time pass."""
         now = trio.current_time()
@@ -92,12 +115,17 @@ class Timeline:
         self._pace.restart(now, market)
         self.poke()
 
-    def reached(self, market: int) -> None:
-        """Note that everything released up to `market` was handed out."""
+    def reached(self, market: int, first: int | None = None) -> None:
+        """Note that everything released up to `market` was handed out, just now from `first` on."""
+        now = trio.current_time()
         self._horizon = max(self._horizon, market)
-        if self._clock.unpaced:
+        if self.stepping:
+            self._clock.halt(max(market, self._clock.market(now)))
+        elif self._clock.unpaced:
             self._clock.advance(market)
-        self._pace.sample(trio.current_time(), market)
+        elif first is not None:
+            self._lateness.note(now - self._clock.wall(first))
+        self._pace.sample(now, market)
 
     def poke(self) -> None:
         """Wake whoever waits, to look again."""
@@ -109,16 +137,24 @@ class Timeline:
         event = self._changed
         with trio.move_on_at(deadline):
             await event.wait()
+        # A verb may have poked and cancelled at once: then nothing of before may go on.
+        await trio.lowlevel.checkpoint_if_cancelled()
 
-    async def until(self, due: int, gaps_until: Iterable[int] | None = None) -> None:
+    async def until(
+        self,
+        due: int,
+        gaps_until: Iterable[int] | None = None,
+        max_idle_secs: float | None = None,
+    ) -> None:
         """Wait until time runs and has reached `due`; time does not pass it before that.
 
         `gaps_until` are the ends of the gaps that the series are in: time that all of them share is
-        jumped over.
+        jumped over. So is what would take longer than `max_idle_secs` of wall time. While stepping
+        nothing is waited for.
         """
         self._horizon = max(self._horizon, due)
         earliest = trio.current_time() + self._tuning.coalesce_secs
-        while True:
+        while not self.stepping:
             now = trio.current_time()
             deadline = math.inf
             if self._clock.running:
@@ -129,8 +165,18 @@ class Timeline:
                 if gaps_until is not None and (upto := min(due, *gaps_until)) > market:
                     self._clock.anchor(upto, now)
                     continue
-                deadline = max(self._clock.wall(due), earliest)
+                wall = self._clock.wall(due)
+                if max_idle_secs is not None and wall - now > max_idle_secs:
+                    self._clock.anchor(self._earlier(due, max_idle_secs), now)
+                    wall = self._clock.wall(due)
+                deadline = max(wall, earliest)
             await self.changed(deadline)
+
+    def _earlier(self, due: int, secs: float) -> int:
+        """Return the market time (ns) from which `due` is `secs` of wall time away."""
+        speed = self._clock.speed
+        assert speed != "max", "nothing is waited for at max"
+        return due - round(secs * speed * SECOND)
 
     def _slow_down(self, due: int, market: int, now: float) -> None:
         """Set the clock back to `due` when it has run further ahead than jitter explains."""

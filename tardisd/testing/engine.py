@@ -25,7 +25,7 @@ from tardisd.market.columns import Batch
 from tardisd.market.series import Series
 from tardisd.market.span import Coverage, Span
 from tardisd.plugins.exchange import Page
-from tardisd.plugins.sessions import Block, Evicted, Notice, SessionRequest, WhenFull
+from tardisd.plugins.sessions import Block, Evicted, Notice, Resume, SessionRequest, WhenFull
 from tardisd.plugins.sink import Sink
 from tardisd.plugins.storage import Storage
 from tardisd.replay.block import SessionBlock
@@ -151,6 +151,14 @@ class Engine:
     ) -> Listener:
         """Follow a session from now on, in the background."""
         listener = Listener(session.subscribe(when_full, (), name))
+        self._nursery.start_soon(listener.listen)
+        return listener
+
+    def listen_from(
+        self, session: ReplaySession, resume: Resume, when_full: WhenFull = "block"
+    ) -> Listener:
+        """Follow a session from where one was, in the background."""
+        listener = Listener(session.subscribe(when_full, (), "", resume))
         self._nursery.start_soon(listener.listen)
         return listener
 

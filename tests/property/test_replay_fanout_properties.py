@@ -15,7 +15,7 @@ from tardisd.market.decimals import Decimals
 from tardisd.market.series import Series
 from tardisd.market.time import parse_time
 from tardisd.plugins.sessions import Evicted, Notice
-from tardisd.replay.fanout import Follower, QueueLimits
+from tardisd.replay.fanout import Follower, QueueLimits, Ties
 from tardisd.testing.blocks import make_blocks
 
 START = parse_time("2024-03-01T00:00:00Z")
@@ -118,7 +118,8 @@ class Reader:
 def run_follower(policy, pushed, reads):
     """Push everything, reading now and then; return the reader, and whether it was evicted."""
     pokes, left = [], []
-    follower = Follower(policy, (), LIMITS, lambda: pokes.append(1), left.append, "f")
+    ties = Ties(LIMITS, lambda: pokes.append(1), left.append, lambda: "max")
+    follower = Follower(policy, (), ties, "f")
     reader = Reader(follower)
 
     async def main():
@@ -203,7 +204,7 @@ def test_skipped_notices_do_not_pile_up():
         SERIES[0], times, {"price": ones, "amount": ones}, None, np.zeros(count, np.uint8)
     )
     for policy in ("conflate", "drop_oldest"):
-        follower = Follower(policy, (), LIMITS, lambda: None, lambda _: None)
+        follower = Follower(policy, (), Ties(LIMITS, lambda: None, lambda _: None, lambda: "max"))
         for block in make_blocks([batch], slice_ticks=7):
             follower.push(block)
             assert len(follower._queue) < 20
@@ -211,7 +212,7 @@ def test_skipped_notices_do_not_pile_up():
 
 
 def test_notices_alone_do_not_pile_up_without_end():
-    follower = Follower("block", (), LIMITS, lambda: None, lambda _: None)
+    follower = Follower("block", (), Ties(LIMITS, lambda: None, lambda _: None, lambda: "max"))
     for _ in range(LIMITS.most_items):
         follower.notify(Notice("paused"))
     assert follower._evicted is None

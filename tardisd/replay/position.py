@@ -1,0 +1,151 @@
+"""Where a session stands in its total order, and what it has released so far; reads nothing.
+
+A position is a release time and how many ticks and gap marks of that very time have passed. It says
+nothing of blocks or batches, so it stays true however the same ticks are cut anew.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from tardisd.plugins.sessions import Notice
+from tardisd.replay.block import Prepared, SessionBlock
+from tardisd.replay.digest import new_digest
+
+# A resume reads at most so many ticks again to find its place.
+CHECKPOINT_TICKS = 65_536
+# What a client that comes back at once gets without any reading.
+RECENT_TICKS = 8192
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """Behind everything released before `release` (ns), and behind so many items released then."""
+
+    release: int
+    ticks: int = 0
+    marks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A position, and the last seq and the count of ticks before it."""
+
+    seq: int
+    ticks: int
+    position: Position
+
+
+class Progress:
+    """What an epoch has released: seq, count, position, content hash, and the last few items."""
+
+    def __init__(self, begin: Position) -> None:
+        self.begin = begin
+        self.seq = 0
+        self.ticks = 0
+        self.recent: deque[SessionBlock | Notice] = deque()
+        self._sealed = begin
+        self._block: Prepared | None = None
+        self._first = self._upto = 0
+        self._checkpoints = [Checkpoint(0, 0, begin)]
+        self._recent_ticks = 0
+        self._digest: Callable[[], blake2b] = new_digest
+
+    def released(self, block: Prepared, first: int, upto: int, slice_: SessionBlock | None) -> None:
+        """Note that the rows `first <= i < upto` of a block are out; `slice_` told followers so."""
+        if block is not self._block:
+            self._seal()
+            self._block, self._first = block, first
+            if self.seq >= self._checkpoints[-1].seq + CHECKPOINT_TICKS:
+                self._checkpoints.append(Checkpoint(self.seq, self.ticks, self._sealed))
+        self._upto = upto
+        self.seq += upto - first
+        self.ticks += upto - first
+        if slice_ is not None:
+            self._keep(slice_, upto - first)
+
+    def marked(self, release: int, notice: Notice | None) -> None:
+        """Note that a gap mark of that release time is out."""
+        self._seal()
+        self.seq += 1
+        before = self._sealed
+        if before.release == release:
+            self._sealed = Position(release, before.ticks, before.marks + 1)
+        else:
+            self._sealed = Position(release, 0, 1)
+        if notice is not None:
+            self._keep(notice, 1)
+
+    @property
+    def position(self) -> Position:
+        """Where the epoch stands."""
+        self._seal()
+        return self._sealed
+
+    def checkpoint(self, seq: int) -> Checkpoint:
+        """Return the last known place at or before the seq."""
+        return next(known for known in reversed(self._checkpoints) if known.seq <= seq)
+
+    def hash(self) -> blake2b:
+        """Return the content hash of what was released."""
+        self._seal()
+        return self._digest()
+
+    def missed(self, seq: int) -> list[SessionBlock | Notice] | None:
+        """Return what was released after `seq`, or None when it is no longer at hand."""
+        if seq == self.seq:
+            return []
+        if not self.recent or seq + 1 < _first_seq(self.recent[0]):
+            return None
+        found: list[SessionBlock | Notice] = []
+        for item in self.recent:
+            if (part := after(item, seq)) is not None:
+                found.append(part)
+        return found
+
+    def forget(self) -> None:
+        """Let go of blocks: nothing more is to come, or not for long."""
+        self._seal()
+        digest = self._digest()
+        self._digest = digest.copy
+        self.recent.clear()
+        self._recent_ticks = 0
+
+    def _seal(self) -> None:
+        """Take what is out of the current block into the position and the hash."""
+        block, first, upto = self._block, self._first, self._upto
+        if block is None or first == upto:
+            return
+        last = int(block.release[upto - 1])
+        equal = int(block.release[first:upto].searchsorted(last, "left"))
+        count = upto - first - equal
+        if equal == 0 and last == self._sealed.release:
+            self._sealed = Position(last, self._sealed.ticks + count, self._sealed.marks)
+        else:
+            self._sealed = Position(last, count)
+        self._first = upto
+        self._digest = lambda: block.hash_upto(upto)
+
+    def _keep(self, item: SessionBlock | Notice, ticks: int) -> None:
+        self.recent.append(item)
+        self._recent_ticks += ticks
+        while self._recent_ticks > RECENT_TICKS and len(self.recent) > 1:
+            gone = self.recent.popleft()
+            self._recent_ticks -= 1 if isinstance(gone, Notice) else len(gone)
+
+
+def _first_seq(item: SessionBlock | Notice) -> int:
+    return int(item.fields["seq"]) if isinstance(item, Notice) else item.first_seq
+
+
+def after(item: SessionBlock | Notice, seq: int) -> SessionBlock | Notice | None:
+    """Return the part of an item that follows `seq`, or None."""
+    first = _first_seq(item)
+    if first > seq:
+        return item
+    if isinstance(item, Notice) or first + len(item) - 1 <= seq:
+        return None
+    return item.cut(seq + 1 - first, len(item))

@@ -1,0 +1,134 @@
+"""Turns merged windows into blocks: hashed, numbered, encoded ahead; reads and paces nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from tardisd.replay.block import Prepared
+from tardisd.replay.digest import new_digest
+from tardisd.replay.merge import Mark, Merger, Window
+from tardisd.replay.position import Position
+from tardisd.replay.prelude import Item, Prelude, Snapshot
+from tardisd.wire.encode import Encoder
+
+HASH_AHEAD_BLOCKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Where a source is opened: the position, the last seq before it, and the hash up to there.
+
+    `middle` tells that something may have been released before; a snapshot then comes first.
+    Without `hashed` the blocks have no content hash: what repeats others' ticks needs none.
+    """
+
+    begin: Position
+    seq: int = 0
+    digest: Callable[[], blake2b] = new_digest
+    middle: bool = True
+    hashed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What all blocks of an epoch share: whose they are, and how they are encoded."""
+
+    session_id: str
+    epoch: int
+    encoders: Mapping[str, Encoder]
+
+
+class Preparer:
+    """Turns windows into blocks, a few at a time, in any thread; one call at a time."""
+
+    def __init__(
+        self,
+        stamp: Stamp,
+        opening: Opening,
+        merger: Merger,
+        hasher: Executor,
+        demand: Callable[[], frozenset[str]],
+    ) -> None:
+        self._stamp = stamp
+        self._merger = merger
+        self._hasher = hasher
+        self._demand = demand
+        self._window: Window | None = None
+        self._items: Iterator[Item] = iter(())
+        self._first = self._seq = opening.seq + 1
+        self._hashes: deque[Future[blake2b]] | None = None
+        if opening.hashed:
+            self._hashes = deque([hasher.submit(opening.digest)])
+        self._prelude: Prelude | None = None
+        if opening.middle:
+            self._prelude = Prelude(opening.begin, stamp.encoders["batch"])
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to prepare without reading more."""
+        return self._window is not None or (self._prelude is not None and self._merger.done)
+
+    def work(self, ticks: int) -> list[Snapshot | Prepared | Mark]:
+        """Return the next blocks and marks: few at first, for the sake of the first tick."""
+        found: list[Snapshot | Prepared | Mark] = []
+        most = self._seq + (1 if self._seq == self._first else ticks)
+        if self._window is None:
+            self._window = self._merger.window()
+            self._items = iter(self._window)
+            if self._prelude is not None:
+                items = self._prelude.strain(self._window)
+                if items is None and not self._merger.done:
+                    self._window = None
+                    return found
+                self._items = iter(self._prelude.pending if items is None else items)
+                found.append(self._prelude.snapshot(self._stamp.session_id, self._stamp.epoch))
+                self._prelude = None
+        while self._seq < most:
+            item = next(self._items, None)
+            if item is None:
+                self._window = None
+                break
+            if isinstance(item, Mark):
+                found.append(item)
+                self._seq += 1
+            else:
+                block = self._prepare(self._window, *item)
+                found.append(block)
+                self._seq += len(block)
+        return found
+
+    def _prepare(self, window: Window, first: int, last: int) -> Prepared:
+        stamp, piece = self._stamp, window.piece(first, last)
+        block = Prepared(
+            stamp.session_id,
+            stamp.epoch,
+            piece.kinds,
+            piece.runs,
+            piece.release,
+            stamp.encoders,
+            self._seq,
+            new_digest if self._hashes is None else self._hashes[-1].result,
+        )
+        if self._hashes is not None:
+            self._hash(block, self._hashes)
+        for form in self._demand():
+            block.encode(form)
+        return block
+
+    def _hash(self, block: Prepared, hashes: deque[Future[blake2b]]) -> None:
+        """Have the block hashed by the next thread; at most a few blocks wait for it."""
+        before = hashes[-1]
+        records = block.records().bytes()
+
+        def after() -> blake2b:
+            digest = before.result().copy()
+            digest.update(records)
+            return digest
+
+        hashes.append(self._hasher.submit(after))
+        if len(hashes) > HASH_AHEAD_BLOCKS:
+            hashes.popleft().result()

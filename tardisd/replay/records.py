@@ -1,0 +1,59 @@
+"""Sessions as they are written down, and read by the daemon after this one; opens no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from tardisd.market.series import Series
+from tardisd.market.time import Interval, format_time
+from tardisd.plugins.sessions import SessionRequest, Speed
+from tardisd.replay.position import Position
+
+_SERIES = ("series", "derive")
+_TEXTS = ("sinks", "analyzers")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a session is: its epoch, where and why that began, how far it is, and its clock."""
+
+    epoch: int
+    cause: str | None
+    begin: Position
+    seq: int
+    clock: int
+    speed: Speed
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Place:
+        """Return what `as_json` gave."""
+        return cls(**{**record, "begin": Position(**record["begin"])})
+
+
+def request_as_json(request: SessionRequest) -> dict[str, Any]:
+    """Return a request as JSON values."""
+    found: dict[str, Any] = {field.name: getattr(request, field.name) for field in fields(request)}
+    for name in _SERIES:
+        found[name] = [series.text for series in found[name]]
+    found["barrier"] = None if request.barrier is None else str(request.barrier)
+    found["range"] = f"{format_time(request.start)}..{format_time(request.end)}"
+    return found
+
+
+def request_from_json(session_id: str, record: Mapping[str, Any]) -> SessionRequest:
+    """Return the request that was written down; what an older daemon did not know is default."""
+    known = {field.name for field in fields(SessionRequest)}
+    found = {name: value for name, value in record.items() if name in known}
+    for name in _SERIES:
+        found[name] = tuple(Series.parse(text) for text in found.get(name, ()))
+    for name in _TEXTS:
+        found[name] = tuple(found.get(name, ()))
+    if found.get("barrier") is not None:
+        found["barrier"] = Interval.parse(found["barrier"])
+    return SessionRequest(**{**found, "session_id": session_id})

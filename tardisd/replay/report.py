@@ -1,0 +1,44 @@
+"""What a session says of itself in `status` and `session_created`; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tardisd.market.time import MILLISECOND
+from tardisd.plugins.sessions import SessionRequest
+from tardisd.replay.course import Course
+
+
+def asked(request: SessionRequest) -> dict[str, Any]:
+    """Return what was asked for, as messages show it."""
+    return {
+        "series": [series.text for series in request.series],
+        "start_time": request.start // MILLISECOND,
+        "end_time": request.end // MILLISECOND,
+    }
+
+
+def report(
+    session_id: str, status: str, course: Course, sinks: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the fields of protocol §1 `status`, and more of how the session does."""
+    time, audience, progress = course.stage.time, course.stage.audience, course.progress
+    return {
+        "session_id": session_id,
+        "status": status,
+        **asked(course.stage.request),
+        "clock": time.market() // MILLISECOND,
+        "speed": time.speed,
+        "achieved_speed": time.achieved_speed,
+        "seq": course.told_seq,
+        "epoch": course.number,
+        "ticks": progress.ticks,
+        "subscribers": len(audience),
+        "lag_ms": time.lag_ms(),
+        "emission_error_ms": time.emission_error_ms(),
+        "waiting_for": audience.waiting_for(),
+        "queues": audience.facts(),
+        "sinks": list(sinks),
+        "origin": course.stage.request.origin,
+    }
