@@ -14,7 +14,6 @@ import trio
 
 from tardisd.errors import RequestError, StorageError
 from tardisd.log import Log
-from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd.market.time import SECOND
 from tardisd.plugins.sessions import SessionRequest
@@ -25,7 +24,8 @@ from tardisd.replay.clock import check_speed
 from tardisd.replay.delivery import Delivery
 from tardisd.replay.records import Place, request_as_json, request_from_json
 from tardisd.replay.session import ReplaySession
-from tardisd.replay.source import Material, Source, Workers, has_rows, material
+from tardisd.replay.source import Material, Source, Workers
+from tardisd.replay.stored import material, refuse_without_data
 from tardisd.replay.timeline import Timeline, Tuning
 from tardisd.state import SessionRecord, State
 from tardisd.wall import wall_ns
@@ -34,7 +34,6 @@ from tardisd.wire.digits import make_tables
 log = Log("tardisd.sessions")
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_NAMED_IN_ERRORS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ class SessionManager:
         self._users[session_id] = (storage, *(sink for _, sink in sinks))
         try:
             series = tuple(sorted(dict.fromkeys(request.series), key=lambda one: one.order))
-            await self._refuse_without_data(storage, series, request)
+            await refuse_without_data(storage, series, Span(request.start, request.end))
             materials = [await material(storage, one) for one in series]
             self._running_nursery()
         except BaseException as error:
@@ -378,28 +377,3 @@ class SessionManager:
             raise RequestError("session_exists", f"session {session_id!r} exists already")
         self._reserved.add(session_id)
         return session_id
-
-    async def _refuse_without_data(
-        self, storage: Storage[Any], series: Sequence[Series], request: SessionRequest
-    ) -> None:
-        span = Span(request.start, request.end)
-        for one in series:
-            if await has_rows(storage, one, span):
-                return
-        raise RequestError("no_data", await _nothing_stored(storage, series, span))
-
-
-async def _nothing_stored(storage: Storage[Any], series: Sequence[Series], span: Span) -> str:
-    """Return what to tell someone who asked for data that is not there."""
-    asked = ", ".join(map(str, series[:_NAMED_IN_ERRORS]))
-    stored = {info.series: info for info in await storage.list_series() if info.rows}
-    found = [one for one in series if one in stored]
-    if not found:
-        others = ", ".join(map(str, list(stored)[:_NAMED_IN_ERRORS])) or "nothing at all"
-        more = ", …" if len(stored) > _NAMED_IN_ERRORS else ""
-        return f"no data for {asked}: it is not stored; stored: {others}{more}"
-    parts = []
-    for one in found[:_NAMED_IN_ERRORS]:
-        hull = (await storage.coverage(one)).hull
-        parts.append(f"{one} {hull}" if hull else str(one))
-    return f"no data for {asked} in {span}; stored: {', '.join(parts)}"

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import trio
 
-from tardisd.errors import StorageError
 from tardisd.market.columns import Batch
 from tardisd.market.decimals import Ints
 from tardisd.market.series import Series
@@ -215,25 +214,3 @@ async def _next_batch(channel: _Batches, span: Span) -> Batch | None:
         if len(rows):
             return rows
     return None
-
-
-async def has_rows(storage: Storage[Any], series: Series, span: Span) -> bool:
-    """Tell whether any tick of the series lies wholly in `span`."""
-    async with storage.read(series, span) as batches:
-        async for batch in batches:
-            if len(batch.within(span)):
-                return True
-    return False
-
-
-async def material(storage: Storage[Any], series: Series) -> Material:
-    """Return what is stored for a series. Raises StorageError."""
-    try:
-        return Material(
-            series,
-            await storage.coverage(series),
-            await storage.gaps(series),
-            await storage.version(series),
-        )
-    except StorageError as error:
-        raise type(error)(f"{series}: {error.message}") from None
