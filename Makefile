@@ -31,6 +31,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benches/startup.py
 	$(BIN)/python benches/replay.py
 	$(BIN)/python benches/backfill.py
+	$(BIN)/python benches/redis.py
 
 clean:
 	rm -rf $(VENV) build dist benches/node_modules benches/results benches/count

@@ -1,0 +1,83 @@
+"""A daemon beside a real Redis that dies and comes back, and beside one that is not there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from decimal import Decimal
+from hashlib import blake2b
+from pathlib import Path
+
+import pytest
+from daemon_rig import CONFIG, running, store_candles, wait_for
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "plugins"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
+from redis_rig import entries, private_redis
+from verify_hash import record
+
+pytestmark = pytest.mark.services
+DAYS = 6
+CONFIGURED = """
+[sinks.redis]
+plugin = "redis"
+url = "{url}"
+password = {{ env = "REDIS_SECRET" }}
+stream = true
+
+[sinks.astray]
+plugin = "redis"
+url = "redis://:hunter2@127.0.0.1:1/0"
+patience_secs = 0
+
+[sinks.files]
+plugin = "file"
+path = "{{folder}}/out/{{session_id}}.ndjson"
+"""
+
+
+@pytest.fixture
+def server(tmp_path):
+    with private_redis(tmp_path / "redis", "--requirepass", "hunter2") as one:
+        yield one
+
+
+def test_killed_and_revived_during_a_replay(server, tmp_path):
+    config = CONFIG.replace("[storages.main]", "shutdown_secs = 1\n\n[storages.main]")
+    config += CONFIGURED.format(url=server.url)
+    with running(tmp_path, config, environ={"REDIS_SECRET": "hunter2"}) as daemon:
+        [series] = store_candles(daemon, DAYS * 1440)
+        daemon.ctl(
+            "session", "create", "--series", series, "--from", "2024-03-01",
+            "--to", f"2024-03-0{DAYS + 1}", "--speed", "max", "--id", "s", "--paused",
+            "--sink", "redis", "--sink", "astray", "--sink", "files",
+        )  # fmt: skip
+        client = server.client()
+        client("AUTH", "hunter2")
+        assert client("SISMEMBER", "replay:paused", "s")
+        server.kill()
+        daemon.ctl("session", "resume", "s")
+        server.start()
+        client = server.client()
+        client("AUTH", "hunter2")
+
+        def state(sink):
+            shown = daemon.ask("session.show", session_id="s")["sinks"]
+            return next(one for one in shown if one["name"] == sink)
+
+        wait_for(lambda: state("redis")["state"] == "done", "redis to have everything")
+        wait_for(lambda: state("files")["state"] == "done", "the files to be complete")
+        shown = json.loads(client("GET", "replay:session:s"))
+        assert shown["status"] == "finished"
+        assert not client("SISMEMBER", "replay:paused", "s")
+        digest, seqs = blake2b(digest_size=32), []
+        for _, row in entries(client, "s"):
+            digest.update(record(row["channel"], json.loads(row["data"], parse_float=Decimal)))
+            seqs.append(int(row["seq"]))
+        assert seqs == list(range(1, DAYS * 1440 + 1))
+        assert digest.hexdigest() == shown["end"]["hash"]
+        lines = (tmp_path / "out" / "s.ndjson").read_text().splitlines()
+        assert [json.loads(line)["seq"] for line in lines] == seqs
+        lost = wait_for(lambda: state("astray")["error"], "the other to say what is wrong")
+        assert lost.startswith("redis at 127.0.0.1:1 cannot be reached: ")
+        assert "hunter2" not in daemon.log + daemon.ctl("config", "show")
