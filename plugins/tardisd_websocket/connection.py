@@ -8,6 +8,7 @@ that writes ticks and one that waits for its eviction.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import trio
@@ -57,7 +58,7 @@ class Connection:
         self._max_message_bytes = max_message_bytes
         self._client_id = secrets.token_hex(8)
         self._requests = Requests(
-            self._client_id, sessions, quota, frames, self._send, self._follow
+            self._client_id, sessions, quota, frames, self._send, self._follow, self._start
         )
         self._answering = False
         self._pinging = False
@@ -139,6 +140,10 @@ class Connection:
     def _follow(self, follower: Follower) -> None:
         assert self._nursery is not None, "requests are answered while serving"
         self._nursery.start_soon(self._run, follower)
+
+    def _start(self, action: Callable[[], Awaitable[None]]) -> None:
+        assert self._nursery is not None, "requests are answered while serving"
+        self._nursery.start_soon(action)
 
     async def _run(self, follower: Follower) -> None:
         async with trio.open_nursery() as nursery:

@@ -16,7 +16,8 @@ import msgspec
 from msgspec import Raw
 
 from tardisd.errors import RequestError, TardisError
-from tardisd_websocket.messages import SESSION_ID, SUPPORTED, USE, Request, bad_field
+from tardisd.plugins.session_form import SESSION_ID, bad_field
+from tardisd_websocket.messages import SUPPORTED, USE, CreateSession, Request
 
 MAX_ID_BYTES = 256
 ERROR_CODES = frozenset(
@@ -26,7 +27,6 @@ ERROR_CODES = frozenset(
 )
 _AT = re.compile(r"(?P<text>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
 _NAMED = re.compile(r"Object (missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL)
-NOT_YET = frozenset({"seek", "step", "ack"})
 _DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in SUPPORTED.items()}
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _RAW = msgspec.json.Decoder(Raw)
@@ -44,7 +44,7 @@ class Refused(RequestError):
         self.session_id = session_id
 
 
-def decode(text: str) -> Request:
+def decode(text: str) -> Request | CreateSession:
     """Return the request that `text` is. Raises Refused with the code and what to echo."""
     try:
         _RAW.decode(text)
@@ -76,7 +76,7 @@ def error_message(error: TardisError, request_id: Any, session_id: str | None) -
     return message
 
 
-def _decode(text: str, fields: dict[str, Raw]) -> Request:
+def _decode(text: str, fields: dict[str, Raw]) -> Request | CreateSession:
     if "id" in fields and _request_id(fields["id"]) is None:
         raise bad_field("id", f"use {USE['id']} of at most {MAX_ID_BYTES} bytes")
     if "type" not in fields:
@@ -86,8 +86,6 @@ def _decode(text: str, fields: dict[str, Raw]) -> Request:
         raise bad_field("type", f"use {USE['type']}")
     if kind == "analyze_with_ai":
         raise RequestError("analyzer_unavailable", "no analyzer is configured")
-    if kind in NOT_YET:
-        raise RequestError("unknown_type", f"{kind!r} is not supported yet")
     if kind not in SUPPORTED:
         known = ", ".join(SUPPORTED)
         raise RequestError("unknown_type", f"{kind[:60]!r} is not a request; use one of {known}")

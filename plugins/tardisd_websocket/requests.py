@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
 import trio
 
-from tardisd.errors import RequestError
-from tardisd.plugins.sessions import Notice, Session, Sessions, WhenFull
+from tardisd.errors import RequestError, TardisError
+from tardisd.plugins.sessions import Notice, Resume, Session, Sessions, WhenFull
 from tardisd.wall import wall_ms
 from tardisd_websocket import messages
+from tardisd_websocket.decoding import error_message
 from tardisd_websocket.follower import Follower, notice_frame
 from tardisd_websocket.messages import Delivery
 from tardisd_websocket.stream import FrameStream, text_frame
@@ -49,7 +51,7 @@ class Quota:
 
 
 class Requests:
-    """What one client may do. `follow` starts the task of a follower."""
+    """What one client may do. `follow` starts the task of a follower, `start` any other one."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Requests:
         frames: FrameStream,
         send: Callable[[bytes], Awaitable[None]],
         follow: Callable[[Follower], None],
+        start: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         self.followers: dict[str, Follower] = {}
         self._client_id = client_id
@@ -68,8 +71,9 @@ class Requests:
         self._frames = frames
         self._send = send
         self._follow = follow
+        self._start = start
 
-    async def answer(self, request: messages.Request) -> None:
+    async def answer(self, request: messages.Request | messages.CreateSession) -> None:
         """Do what is asked and reply. Raises TardisError for what cannot be done."""
         match request:
             case messages.CreateSession():
@@ -80,14 +84,21 @@ class Requests:
                 await self._unsubscribe(request)
             case messages.Pause():
                 await self._steer(request, request.session_id, lambda s: s.pause)
-            case messages.Resume():
+            case messages.Resumption():
                 await self._steer(request, request.session_id, lambda s: s.resume)
             case messages.SpeedChange(session_id=session_id, speed=speed):
-                await self._steer(
-                    request,
-                    session_id,
-                    lambda s: lambda by, request_id: s.change_speed(speed, by, request_id),
-                )
+                await self._steer(request, session_id, lambda s: partial(s.change_speed, speed))
+            case messages.Seek(session_id=session_id):
+                to = request.target
+                if to is None:
+                    delta = request.delta
+                    await self._steer(request, session_id, lambda s: partial(s.seek_by, delta))
+                else:
+                    await self._steer(request, session_id, lambda s: partial(s.seek, to))
+            case messages.Step():
+                self._step(request)
+            case messages.Ack():
+                self._acknowledge(request)
             case messages.Stop():
                 await self._steer(request, request.session_id, lambda s: s.stop)
             case messages.Status():
@@ -117,7 +128,7 @@ class Requests:
                 continue  # it has ended by itself
 
     async def _create(self, request: messages.CreateSession) -> None:
-        wanted = request.session_request()
+        wanted = request.session_request("websocket")
         with self._quota.one_more():
             session = await self._sessions.create(wanted)
         if request.ephemeral:
@@ -139,9 +150,14 @@ class Requests:
                 f"this connection follows {session.session_id} already; unsubscribe first,"
                 " or follow it on another connection",
             )
-        follower = self._place(session, request.delivery, request.when_full)
         status = session.status()
+        resume = request.resume(status["epoch"])
+        follower = self._place(
+            session, request.delivery, request.when_full, resume, request.lockstep
+        )
         reply = {name: status[name] for name in ("session_id", "epoch", "seq", "clock")}
+        if resume is not None and resume.epoch == status["epoch"]:
+            reply["seq"] = resume.from_seq
         await self._answer(request, {"type": "subscribed", **reply})
         self._follow(follower)
 
@@ -171,6 +187,35 @@ class Requests:
         notice = verb(session)(None, None).answering(request.request_id)
         await self._send(notice_frame(session.session_id, notice))
 
+    def _step(self, request: messages.Step) -> None:
+        """Begin a step; a task waits for its end, so that other requests can come meanwhile."""
+        session = self._sessions.get(request.session_id)
+        follower = self.followers.get(request.session_id)
+        by = None if follower is None else follower.subscription
+        stepping = session.step(request.count, by, request.request_id)
+
+        async def tell() -> None:
+            try:
+                notice = await stepping.wait()
+            except TardisError as error:
+                message = error_message(error, request.request_id, request.session_id)
+                await self._send(text_frame(msgspec.json.encode(message)))
+                return
+            if by is None:
+                told = notice.answering(request.request_id)
+                await self._send(notice_frame(session.session_id, told))
+
+        self._start(tell)
+
+    def _acknowledge(self, request: messages.Ack) -> None:
+        session = self._sessions.get(request.session_id)
+        follower = self.followers.get(request.session_id)
+        if follower is None:
+            raise RequestError(
+                "wrong_state", f"this connection does not follow {session.session_id}; subscribe"
+            )
+        session.acknowledge(follower.subscription, request.epoch, request.seq)
+
     async def _status(self, request: messages.Status) -> None:
         if isinstance(request.session_id, str):
             state = self._sessions.get(request.session_id).status()
@@ -179,8 +224,16 @@ class Requests:
             states = [session.status() for session in self._sessions.list()]
             await self._answer(request, {"type": "status", "sessions": states})
 
-    def _place(self, session: Session, delivery: Delivery, when_full: WhenFull) -> Follower:
-        subscription = session.subscribe(when_full, (delivery,), f"client {self._client_id}")
+    def _place(
+        self,
+        session: Session,
+        delivery: Delivery,
+        when_full: WhenFull,
+        resume: Resume | None = None,
+        lockstep: bool = True,
+    ) -> Follower:
+        name = f"client {self._client_id}"
+        subscription = session.subscribe(when_full, (delivery,), name, resume, lockstep)
         follower = Follower(session, subscription, delivery, self._frames)
         self.followers[session.session_id] = follower
         return follower
