@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import trio
 from msgspec import Meta
 
+from tardisd.dumps.losses import Losses
 from tardisd.errors import DataError, PluginError, RequestError
 from tardisd.log import Log
 from tardisd.market.check import same_rows
@@ -192,7 +193,7 @@ class Binance(Exchange[BinanceOptions]):
         if cursor >= end:
             return
         self._refuse_what_is_too_old(series, end, now)
-        plan = Plan(series, now, self._worth(series))
+        plan, losses = Plan(series, now, self._worth(series)), Losses(series)
         if self._file(plan, cursor, end) is not None:
             begin = min(await self._first_day(series), end)
             if begin > cursor:  # years without a file need no questions
@@ -207,8 +208,7 @@ class Binance(Exchange[BinanceOptions]):
                 reach = self._rest_since(series, now + _elapsed(began))
                 reach = stop if reach is None else min(max(reach, cursor), stop)
                 if reach > cursor:
-                    hole = Span(cursor, reach)
-                    yield Page(Batch.empty(series), hole, source="not had", holes=(hole,))
+                    yield losses.page(Span(cursor, reach), "not had")
                 pager = self._pager(series, Span(reach, stop), now - SETTLE_NS)
                 while (page := await pager.next()) is not None:
                     yield page
@@ -225,12 +225,15 @@ class Binance(Exchange[BinanceOptions]):
             except (Missing, DataError) as error:  # what is wrong with a file is logged there
                 log.debug("archive not used", file=file.name, reason=error.message)
                 plan.missing(file)
+                if isinstance(error, DataError):
+                    losses.note(file.span, error.message)
             except (PluginError, RequestError) as error:
                 # Candles are had over REST too; of trades it would be too many.
                 if interval is None or self.options.archives == "only":
                     raise
                 log.warning("archives out of reach", file=file.name, reason=error.message)
                 plan.missing(file)
+        losses.tell()
 
     def _file(self, plan: Plan, cursor: int, end: int) -> File | None:
         return None if self.options.archives == "never" else plan.at(cursor, end)

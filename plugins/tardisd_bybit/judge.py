@@ -10,8 +10,8 @@ from __future__ import annotations
 import httpx
 import msgspec
 
-from tardisd.errors import PluginError, RequestError
-from tardisd.venue.client import FINE, Verdict, retry_after, usual_verdict
+from tardisd.errors import RequestError
+from tardisd.venue.client import FINE, Verdict, final, retry_after, usual_verdict
 
 # Bybit asks for ten minutes without a request, and the last one may have been a second ago.
 BAN_SECS = 605.0
@@ -95,9 +95,9 @@ def _reset(answer: httpx.Response, error: _Error) -> float:
     return min(max((int(text) - error.time) / 1000, 0.1), _LONGEST_RESET_SECS)
 
 
-def _blocked(answer: httpx.Response, told: str) -> PluginError:
+def _blocked(answer: httpx.Response, told: str) -> RequestError:
     host = answer.request.url.host
-    return PluginError(
+    return final(
         f"{host} refuses to serve this place ({told}); Bybit does not serve the US and mainland"
         " China: set rest_url to the host of your region (such as https://api.bybit.eu), or proxy"
     )

@@ -14,8 +14,8 @@ import trio
 from msgspec import Meta
 
 from tardisd.dumps.host import DumpHost
-from tardisd.errors import RequestError
-from tardisd.market.columns import Batch
+from tardisd.dumps.losses import Losses
+from tardisd.errors import DataError, RequestError
 from tardisd.market.series import SPOT, Instrument, Series
 from tardisd.market.span import Span
 from tardisd.market.time import format_time, parse_time
@@ -162,19 +162,27 @@ class Bybit(Exchange[BybitOptions]):
                 f"bybit's archive of {series.symbol} begins at {format_time(files[0].span.start)};"
                 " there are no earlier trades to be had",
             )
-        cursor, end = span.start, min(span.end, reach)
+        cursor, end, losses = span.start, min(span.end, reach), Losses(series)
         for file in files:
             wanted = file.span.intersect(Span(cursor, max(cursor, end)))
             if wanted is None:
                 continue
             if cursor < wanted.start:
-                yield _not_there(series, Span(cursor, wanted.start))
-            async with self._host.opened(file.path, series) as (dump, source):
-                for piece in dump.pieces(wanted):
-                    yield await dump.load(piece, source)
+                yield losses.page(Span(cursor, wanted.start), "no file")
+            cursor = wanted.start
+            try:
+                async with self._host.opened(file.path, series) as (dump, source):
+                    for piece in dump.pieces(wanted):
+                        yield await dump.load(piece, source)
+                        cursor = piece.span.end
+            except DataError as error:
+                left = Span(cursor, wanted.end)
+                losses.note(left, error.message)
+                yield losses.page(left, "damaged file")
             cursor = wanted.end
         if cursor < end:
-            yield _not_there(series, Span(cursor, end))
+            yield losses.page(Span(cursor, end), "no file")
+        losses.tell()
 
     async def _files(self, series: Series) -> list[File]:
         folder = folder_of(series)
@@ -192,7 +200,3 @@ class Bybit(Exchange[BybitOptions]):
                 " spot (BTC/USDT) or swap (BTC/USDT:USDT)?",
             )
         return files
-
-
-def _not_there(series: Series, span: Span) -> Page:
-    return Page(Batch.empty(series), span, source="no file", holes=(span,))

@@ -17,9 +17,11 @@ import trio
 from msgspec import Meta
 
 from tardisd.dumps.host import DumpHost
+from tardisd.dumps.losses import Losses
 from tardisd.errors import DataError, PluginError, RequestError
 from tardisd.log import Log
-from tardisd.market.columns import Batch
+from tardisd.market.check import same_rows
+from tardisd.market.columns import Batch, closes
 from tardisd.market.series import SPOT, SWAP, Instrument, Series
 from tardisd.market.span import Gap, Span
 from tardisd.market.time import DAY, EARLIEST, HOUR, MILLISECOND, SECOND
@@ -47,6 +49,7 @@ TRADES_HINT = (
 )
 _WORTH_PAGES = 4  # of candles: for fewer, asking is faster than a file
 _WORTH_TIME = HOUR  # of trades
+_COMPARED_ROWS = 100  # as many trades as an answer has
 
 
 class OkxOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -165,13 +168,11 @@ class Okx(Exchange[OkxOptions]):
         rest_since = end if only else rest_since - rest_since % MILLISECOND
         self._refuse_what_is_too_old(series, end, rest_since)
         size = await self._rest.contract_size(series) if interval is None else None
-        plan = Plan(series, now, self._worth(series), rest_since)
+        plan, losses = Plan(series, now, self._worth(series), rest_since), Losses(series)
         if not only and self._file(plan, cursor, end) is not None:
             begin = min(await self._first_month(series, now), end)
             if begin > cursor:  # years without a file need no questions
-                part = Span(cursor, begin)
-                gaps = () if interval is None else (Gap(part, "no_trades"),)
-                yield Page(Batch.empty(series), part, gaps, source="before the first month")
+                yield _before_trading(series, Span(cursor, begin))
                 cursor = begin
         while cursor < end:
             file = self._file(plan, cursor, end)
@@ -179,8 +180,7 @@ class Okx(Exchange[OkxOptions]):
                 stop = plan.next_start(cursor, end) if self.options.archives != "never" else end
                 reach = min(max(rest_since, cursor), stop)
                 if reach > cursor:
-                    hole = Span(cursor, reach)
-                    yield Page(Batch.empty(series), hole, source="not had", holes=(hole,))
+                    yield losses.page(Span(cursor, reach), "not had")
                 if reach < stop:
                     async with await self._over_rest(
                         series, Span(reach, stop), size, now, closed_by
@@ -190,28 +190,48 @@ class Okx(Exchange[OkxOptions]):
                             yield page
                             reached = page.span.end
                     if reached < stop:
+                        losses.tell()
                         return
                 cursor = stop
                 continue
             try:
-                opened = self._host.opened(file.path, series, contract_size=size)
-                async with opened as (dump, source):
-                    for piece in dump.pieces(Span(cursor, min(file.span.end, end))):
-                        page = await dump.load(piece, source)
-                        yield page if only else await self._filled(page, series, closed_by)
-                        cursor = piece.span.end
+                part = Span(cursor, min(file.span.end, end))
+                async with self._from_file(
+                    file, series, part, size, rest_since, closed_by
+                ) as pages:
+                    async for page in pages:
+                        yield page
+                        cursor = page.span.end
             except Missing as error:
                 log.info("archive not there", file=file.name, reason=error.message)
                 plan.missing(file)
             except (DataError, PluginError, RequestError) as error:
+                if isinstance(error, DataError):
+                    losses.note(file.span, error.message)
                 # Candles are had over REST too, and trades where REST reaches so far back.
-                if only or cursor < rest_since:
+                elif only or cursor < rest_since:
                     raise
                 log.warning("archive not used", file=file.name, reason=error.message)
                 plan.missing(file)
+        losses.tell()
 
     def _file(self, plan: Plan, cursor: int, end: int) -> File | None:
         return None if self.options.archives == "never" else plan.at(cursor, end)
+
+    @trio.as_safe_channel
+    async def _from_file(
+        self, file: File, series: Series, span: Span, size: Decimal | None, rest_since: int,
+        closed_by: int,
+    ) -> AsyncGenerator[Page, None]:  # fmt: skip
+        only = self.options.archives == "only"
+        opened = self._host.opened(file.path, series, contract_size=size)
+        async with opened as (dump, source):
+            rows = await dump.last(_COMPARED_ROWS)
+            if not only and not await self._agrees(series, rows, file, size, rest_since):
+                raise DataError("its last candles are not those of REST", file=file.name)
+            for piece in dump.pieces(span):
+                page = await dump.load(piece, source)
+                yield page if only else await self._filled(page, series, closed_by)
 
     async def _over_rest(
         self, series: Series, span: Span, size: Decimal | None, now: int, closed_by: int
@@ -251,6 +271,38 @@ class Okx(Exchange[OkxOptions]):
             return EARLIEST  # no longer listed; the archives keep what was
         return EARLIEST if month is None else month.start
 
+    async def _agrees(
+        self, series: Series, rows: Batch, file: File, size: Decimal | None, rest_since: int
+    ) -> bool:
+        """Tell whether REST has the same as the last rows of a file, as far as it can be asked.
+
+        Candles that differ are had over REST instead; of trades that would take days, so that they
+        differ is logged.
+        """
+        interval = series.data_type.interval
+        try:
+            if interval is not None:
+                span = Span(int(rows.ts_event[0]), int(closes(rows.ts_event[-1:], interval)[0]))
+                there = (await self._rest.candles(series, span)).batch
+            elif rows.ids is None or int(rows.ts_event[0]) < rest_since:
+                return True
+            else:
+                there = await self._rest.trades(series, size, before_id=int(rows.ids.max()) + 1)
+                # Only what both must have: the answer may begin before or after the rows.
+                known = there.ids
+                if known is None or not len(there):
+                    return True
+                first = max(int(rows.ids.min()), int(known.min()))
+                there, rows = there[known >= first], rows[rows.ids >= first]
+        except (PluginError, RequestError) as error:
+            log.info("archive not compared", file=file.name, reason=error.message)
+            return True
+        if len(there) == len(rows) and bool(same_rows(there, rows).all()):
+            return True
+        if interval is None:
+            log.warning("archive and REST differ", file=file.name, compared_rows=len(rows))
+        return interval is None
+
     async def _filled(self, page: Page, series: Series, closed_by: int) -> Page:
         """Return a page of a file with the candles that only REST has."""
         if series.data_type.interval is None:
@@ -261,3 +313,8 @@ class Okx(Exchange[OkxOptions]):
         more = len(batch) - len(page.batch)
         log.info("archive filled up", series=str(series), span=str(page.span), candles=more)
         return replace(page, batch=batch, source=f"{page.source} and REST candles")
+
+
+def _before_trading(series: Series, span: Span) -> Page:
+    gaps = () if series.data_type.interval is None else (Gap(span, "no_trades"),)
+    return Page(Batch.empty(series), span, gaps, "before the first month")

@@ -23,7 +23,7 @@ from tardisd.market.series import Series
 from tardisd.market.time import DAY
 from tardisd.plugins.format import FileFormat
 from tardisd.venue.client import VenueClient
-from tardisd.venue.download import download, remove_download
+from tardisd.venue.download import digest, download, remove_download
 from tardisd.wall import wall_ns
 
 log = Log("tardisd.dumps")
@@ -77,10 +77,11 @@ class DumpHost:
         contract_size: Decimal | None,
     ) -> tuple[Dump, str]:
         for attempt in range(1, _TRIES + 1):
-            there = await trio.to_thread.run_sync(target.exists)
-            source = f"{self.client.base_url}{path}"
-            if not there:
-                source += f" sha256:{(await download(self.client, path, target)).sha256}"
+            if await trio.to_thread.run_sync(target.exists):
+                sha256 = await trio.to_thread.run_sync(digest, target)
+            else:
+                sha256 = (await download(self.client, path, target)).sha256
+            source = f"{self.client.base_url}{path} sha256:{sha256}"
             try:
                 dump = await held.enter_async_context(
                     read_dump(
@@ -115,13 +116,17 @@ class DumpHost:
     def _put_aside(self, path: Path, reason: str) -> None:
         """Keep a file that is wrong, and why; only the latest few."""
         aside = self._folder / _ASIDE
-        aside.mkdir(exist_ok=True)
-        path.replace(aside / path.name)
-        (aside / f"{path.name}.txt").write_text(f"{reason}\n")
-        kept = sorted(aside.glob("*.txt"), key=lambda it: it.stat().st_mtime)
-        for old in kept[:-_KEPT_ASIDE]:
-            old.unlink()
-            old.with_suffix("").unlink(missing_ok=True)
+        try:
+            aside.mkdir(exist_ok=True)
+            path.replace(aside / path.name)
+            (aside / f"{path.name}.txt").write_text(f"{reason}\n")
+            kept = sorted(aside.glob("*.txt"), key=lambda it: it.stat().st_mtime)
+            for old in kept[:-_KEPT_ASIDE]:
+                old.unlink()
+                old.with_suffix("").unlink(missing_ok=True)
+        except OSError as error:  # evidence only: what is wrong is told all the same
+            log.warning("wrong dump not kept", file=path.name, reason=str(error))
+            path.unlink(missing_ok=True)
 
 
 def _make(folder: Path) -> None:

@@ -70,7 +70,7 @@ async def download(
     transfer = _Transfer(client, path, target, progress)
     try:
         await _fetch(transfer, weight)
-        found = await trio.to_thread.run_sync(_digest, transfer.part)
+        found = await trio.to_thread.run_sync(digest, transfer.part)
         if sha256 is not None and found != sha256.lower():
             damaged = transfer.part.replace(_beside(target, ".damaged"))
             transfer.forget()
@@ -221,6 +221,7 @@ def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(target.name + suffix)
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file. Blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,11 +23,13 @@ from binance_rig import (
 )
 
 import tardisd.testing.venues.faults as faults
+from tardisd.backfill.job import run_backfill
 from tardisd.errors import PluginError, RequestError, Retry
 from tardisd.market.series import Series
-from tardisd.market.span import Span
+from tardisd.market.span import Gap, Span
 from tardisd.market.time import DAY, HOUR, MINUTE, parse_time
 from tardisd.testing.exchange import fetch_pages
+from tardisd.testing.memory import MemoryStorage
 from tardisd.testing.venues.faults import Misreport, Refuse, Reset, Rewrite, Truncate
 from tardisd_binance.archive import DAILY, MONTHLY, Plan, file_at
 
@@ -299,6 +301,19 @@ async def test_what_nobody_has_stays_unknown(tmp_path, truth):
                          & ~((truth.ts_event >= hole.span.start)
                              & (truth.ts_event < hole.span.end)))
     )  # fmt: skip
+
+
+async def test_a_file_that_stays_wrong_costs_its_day_and_no_other(tmp_path):
+    """Raw trades of swaps are in files alone."""
+    bad = faults.wrong_checksum(match=r"2024-03-17\.zip\.CHECKSUM", times=None)
+    wanted, lost, storage = span("03-16", "03-19"), span("03-17", "03-18"), MemoryStorage()
+    venue = venue_of(SWAP_RAW, faults=[bad])
+    async with venue.serve(), plugin_at(venue, tmp_path) as plugin:
+        with pytest.raises(RequestError, match=r"03-17\.zip: .*its SHA-256 is .*put aside") as told:
+            await run_backfill(SWAP_RAW.series, wanted, plugin, storage, lambda _: None)
+        assert told.value.code == "no_data"
+    assert (await storage.coverage(SWAP_RAW.series)).gaps(wanted) == [lost]
+    assert list(await storage.gaps(SWAP_RAW.series)) == [Gap(lost, "fetch_failed")]
 
 
 async def test_years_before_the_first_day_need_no_questions(tmp_path):

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import trio
 
+from tardisd.backfill.job import run_backfill
 from tardisd.errors import PluginError, RequestError, Retry
 from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.series import Instrument, Series, Symbol
-from tardisd.market.span import Span
+from tardisd.market.span import Gap, Span
 from tardisd.market.time import DAY, HOUR, MINUTE, SECOND, parse_time
 from tardisd.plugins.base import Context
 from tardisd.testing.exchange import Case, ExchangeSuite, fetch_pages, joined, suite_context
+from tardisd.testing.memory import MemoryStorage
 from tardisd.testing.ticks import random_candles, random_trades
 from tardisd.testing.venues.faults import (
     Misreport,
@@ -32,6 +34,7 @@ from tardisd.testing.venues.faults import (
     html_page,
     missing,
     not_a_number,
+    stale,
     unsorted,
 )
 from tardisd.testing.venues.okx import OkxVenue
@@ -459,3 +462,72 @@ async def test_instruments(tmp_path):
     ]  # fmt: skip
     assert found[0].extra == {"venue_id": "BTC-USDT", "status": "live"}
     assert found[1].extra["contract_size"] == "0.1"
+
+
+# Files that are wrong --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [stale, missing])
+async def test_candles_of_a_file_that_rest_contradicts_are_had_over_rest(tmp_path, change):
+    """The end of a file is compared with REST: venues publish files that differ from it."""
+
+    def at_the_end(batch: Batch) -> Batch:
+        return Batch.concat([batch[:-50], change(batch[-50:])])
+
+    fault = Misreport(match=r"03-03\.zip", change=at_the_end, times=None)
+    span = Span(START + DAY, START + 4 * DAY)
+    async with okx(tmp_path, faults=[fault]) as (plugin, _):
+        pages = await fetch_pages(plugin, SPOT, span)
+    assert_same(joined(SPOT, pages), DATA[SPOT].within(span))
+    assert any(seen.source == "REST candles" for seen in pages)
+    assert not any("03-03.zip" in seen.source for seen in pages)
+    assert any("03-04.zip" in seen.source for seen in pages)
+
+
+async def test_trades_that_rest_contradicts_are_kept_and_told(tmp_path, caplog):
+    def at_the_end(batch: Batch) -> Batch:
+        return stale(batch)
+
+    fault = Misreport(match=r"03-03\.zip", change=at_the_end, times=None)
+    span = Span(START + DAY, START + 4 * DAY)
+    async with okx(tmp_path, faults=[fault]) as (plugin, _):
+        pages = await fetch_pages(plugin, SWAP_TRADES, span)
+    found, wanted = joined(SWAP_TRADES, pages), DATA[SWAP_TRADES].within(span)
+    assert len(found) == len(wanted)
+    assert int(np.count_nonzero(~same_rows(found, wanted))) == 1
+    assert [record.message for record in caplog.records] == ["archive and REST differ"]
+
+
+async def test_agreeing_files_are_compared_without_a_word(tmp_path, caplog):
+    span = Span(START + DAY, START + 4 * DAY)
+    for series in (SPOT, SPOT_TRADES, SWAP_TRADES):
+        async with okx(tmp_path, faults=[]) as (plugin, venue):
+            assert_same(await fetched(plugin, series, span), DATA[series].within(span))
+            files = [seen for seen in venue.requests if seen.path.endswith(".zip")]
+            compared = [seen for seen in venue.requests if "market/history" in seen.path]
+            assert len(compared) >= len(files) >= 2
+    assert not caplog.records
+
+
+async def test_a_rest_that_does_not_answer_leaves_files_uncompared(tmp_path):
+    gone = Refuse(match="history-trades", status=500, times=None)
+    day = Span(START + DAY, START + 2 * DAY)
+    async with okx(tmp_path, faults=[gone]) as (plugin, _):
+        assert_same(await fetched(plugin, SPOT_TRADES, day), DATA[SPOT_TRADES].within(day))
+
+
+@pytest.mark.parametrize("options", [{}, ONLY], ids=["prefer", "only"])
+async def test_a_file_that_stays_wrong_costs_its_day_and_no_other(tmp_path, options):
+    """Trades that are too old for REST are in files alone."""
+    old = START - 300 * DAY
+    trades = random_trades(SPOT_TRADES, 3000, old, 2, mean_gap_ms=100_000)
+    fault = Rewrite(change=lambda body: body[:-100], match=r"05-07\.zip", times=None)
+    span, storage = Span(old, old + 3 * DAY), MemoryStorage()
+    lost = Span(parse_time("2023-05-06T16:00:00Z"), parse_time("2023-05-07T16:00:00Z"))
+    data = {SPOT_TRADES: trades, SPOT: DATA[SPOT]}
+    async with okx(tmp_path, data=data, faults=[fault], options=options) as (plugin, _):
+        with pytest.raises(RequestError, match=r"05-07\.zip: .*put aside") as told:
+            await run_backfill(SPOT_TRADES, span, plugin, storage, lambda _: None)
+        assert told.value.code == "no_data"
+    assert (await storage.coverage(SPOT_TRADES)).gaps(span) == [lost]
+    assert list(await storage.gaps(SPOT_TRADES)) == [Gap(lost, "fetch_failed")]
