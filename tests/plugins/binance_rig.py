@@ -20,7 +20,7 @@ from tardisd.testing.venues.binance import BinanceVenue
 from tardisd.venue.client import Patience
 from tardisd_binance.plugin import Binance, BinanceOptions
 
-HASTY = Patience(attempts=5, first_wait_secs=0.001, most_wait_secs=0.01, request_secs=1.0)
+HASTY = Patience(attempts=5, first_wait_secs=0.001, most_wait_secs=0.01)
 NOW = parse_time("2024-03-20T12:00:30Z")
 SPOT, SWAP = "binance:BTC/USDT", "binance:BTC/USDT:USDT"
 
@@ -57,7 +57,11 @@ def venue_of(*batches: Batch, **options: Any) -> BinanceVenue:
 
 @asynccontextmanager
 async def plugin_at(
-    venue: BinanceVenue, folder: Path, context: Context | None = None, **options: Any
+    venue: BinanceVenue,
+    folder: Path,
+    context: Context | None = None,
+    patience: Patience = HASTY,
+    **options: Any,
 ) -> AsyncIterator[Binance]:
     """Open a plugin that takes the venue, which serves already, for Binance."""
     made = BinanceOptions(
@@ -68,7 +72,7 @@ async def plugin_at(
             **options,
         }
     )
-    plugin = Binance(made, context or suite_context("binance", folder), patience=HASTY)
+    plugin = Binance(made, context or suite_context("binance", folder), patience=patience)
     async with plugin.run():
         yield plugin
 

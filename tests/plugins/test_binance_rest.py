@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from binance_rig import (
+    HASTY,
     NOW,
     SPOT,
     SWAP,
@@ -238,15 +239,17 @@ TROUBLES = {
     "cut off": Truncate(after_bytes=100, times=2),
     "reset": Reset(after_bytes=100, times=2),
     "reset at once": Reset(times=2),
-    "stall": Stall(secs=1.5),
-    "stall within": Stall(secs=1.5, after_bytes=50),
+    "stall": Stall(secs=600.0),
+    "stall within": Stall(secs=600.0, after_bytes=50),
 }
 
 
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
 async def test_what_may_pass_passes(tmp_path, trouble):
     venue = venue_of(MINUTES, faults=[trouble])
-    assert_same(await fetched(venue, tmp_path, **never(MINUTES, DAY)), MINUTES, DAY)
+    patience = replace(HASTY, request_secs=1.0 if isinstance(trouble, Stall) else 30.0)
+    pages = await fetched(venue, tmp_path, patience=patience, **never(MINUTES, DAY))
+    assert_same(pages, MINUTES, DAY)
 
 
 @pytest.mark.parametrize(

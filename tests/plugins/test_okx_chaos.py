@@ -25,7 +25,7 @@ from tardisd_okx.rest import LIMITS
 
 NOON = parse_time("2024-03-20T12:00:00Z")
 NOW = NOON + 30 * SECOND
-QUICK = Patience(attempts=6, first_wait_secs=0.002, most_wait_secs=0.01, request_secs=1.0)
+QUICK = Patience(attempts=6, first_wait_secs=0.002, most_wait_secs=0.01)
 GENEROUS = {name: Limit(name, 100_000, 2.0) for name in LIMITS}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -23,7 +24,8 @@ from tardisd.venue.client import (
     usual_verdict,
 )
 
-HASTY = Patience(attempts=4, first_wait_secs=0.001, request_secs=0.3, most_closed_secs=0.5)
+HASTY = Patience(attempts=4, first_wait_secs=0.001, most_closed_secs=0.5)
+HURRIED = replace(HASTY, request_secs=0.5)  # for who is kept waiting on purpose
 
 
 def judge(answer: httpx.Response, body: bytes) -> Verdict:
@@ -85,7 +87,7 @@ async def test_a_compressed_answer_is_unpacked():
         Answer(b"x" * 1000, stop_after=500),
         Answer(b"x" * 1000, stop_after=500, reset=True),
         Answer(b"x", reset=True),
-        Answer(b"x", stall_secs=1.0),
+        Answer(b"x", stall_secs=60.0),
         Answer(b"no gzip", headers={"Content-Encoding": "gzip"}),
         Answer(gzip.compress(b"x" * 99)[:-9], headers={"Content-Encoding": "gzip"}),
     ],
@@ -104,15 +106,15 @@ async def test_a_compressed_answer_is_unpacked():
 )
 async def test_what_may_pass_is_tried_again_and_paid_again(trouble):
     rig = Rig(trouble, trouble, FINE)
-    async with rig.client() as client:
+    async with rig.client(patience=HURRIED if trouble.stall_secs else HASTY) as client:
         assert await client.get("/", weight=2) == b"fine"
     assert len(rig.requests) == 3
     assert rig.budget.usage() == {"weight": 0.006}
 
 
 async def test_an_answer_that_drips_is_given_up():
-    rig = Rig(Answer(b"x" * 100, stall_after=50, stall_secs=1.0))
-    async with rig.client() as client:
+    rig = Rig(Answer(b"x" * 100, stall_after=50, stall_secs=60.0))
+    async with rig.client(patience=HURRIED) as client:
         with pytest.raises(Retry, match=r"/x: ReadTimeout; given up after 4 attempts"):
             await client.get("/x")
 

@@ -17,7 +17,7 @@ from tardisd.venue.budget import Budget
 from tardisd.venue.client import Missing, Patience, VenueClient, usual_verdict
 from tardisd.venue.download import Damaged, download, remove_download
 
-HASTY = Patience(attempts=2, first_wait_secs=0.001, request_secs=0.3)
+HASTY = Patience(attempts=2, first_wait_secs=0.001)
 BODY = random.Random(1).randbytes(3_000_000)
 SHA = hashlib.sha256(BODY).hexdigest()
 
