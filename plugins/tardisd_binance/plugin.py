@@ -21,11 +21,12 @@ from tardisd.log import Log
 from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.series import SPOT, SWAP, Instrument, Series
-from tardisd.market.span import Gap, Span
+from tardisd.market.span import Span
 from tardisd.market.time import DAY, EARLIEST, HOUR, MINUTE, SECOND, Interval
 from tardisd.plugins.base import Context, Options
 from tardisd.plugins.exchange import Availability, Exchange, Page
 from tardisd.venue.client import Missing, Patience, VenueClient
+from tardisd.venue.lead import Lead
 from tardisd.wall import wall_ns
 
 from .archive import Archive, File, Plan
@@ -193,13 +194,12 @@ class Binance(Exchange[BinanceOptions]):
         if cursor >= end:
             return
         self._refuse_what_is_too_old(series, end, now)
-        plan, losses = Plan(series, now, self._worth(series)), Losses(series)
+        plan = Plan(series, now, self._worth(series))
+        losses, lead = Losses(series), Lead(series)
         if self._file(plan, cursor, end) is not None:
             begin = min(await self._first_day(series), end)
             if begin > cursor:  # years without a file need no questions
-                part = Span(cursor, begin)
-                gaps = () if interval is None else (Gap(part, "no_trades"),)
-                yield Page(Batch.empty(series), part, gaps, source="before the first day")
+                yield lead.before(Span(cursor, begin), "before the first day")
                 cursor = begin
         while cursor < end:
             file = self._file(plan, cursor, end)
@@ -211,14 +211,17 @@ class Binance(Exchange[BinanceOptions]):
                     yield losses.page(Span(cursor, reach), "not had")
                 pager = self._pager(series, Span(reach, stop), now - SETTLE_NS)
                 while (page := await pager.next()) is not None:
-                    yield page
+                    if await self._begins_in(page, span):
+                        lead.begins()
+                    yield lead.mark(page)
                 cursor = stop
                 continue
             try:
                 async with self._archive.opened(file, series) as (dump, source):
                     if await self._agrees(series, await dump.last(_COMPARED_ROWS), file):
                         for piece in dump.pieces(Span(cursor, min(file.span.end, end))):
-                            yield await self._filled(await dump.load(piece, source), series)
+                            page = await self._filled(await dump.load(piece, source), series)
+                            yield lead.mark(page)
                             cursor = piece.span.end
                     else:
                         plan.missing(file)
@@ -288,6 +291,14 @@ class Binance(Exchange[BinanceOptions]):
                 return EARLIEST
             self._begins[key] = Interval(1, "d").floor(int(found.ts_event[0]))
         return self._begins[key]
+
+    async def _begins_in(self, page: Page, span: Span) -> bool:
+        """Tell whether the first page of a span lacks candles because there were none as yet."""
+        series, opens = page.batch.series, page.batch.ts_event
+        first = int(opens[0]) if len(opens) else page.span.end
+        if series.data_type.interval is None or page.span.start > span.start:
+            return False
+        return first - span.start > DAY and await self._first_day(series) > span.start
 
     async def _filled(self, page: Page, series: Series) -> Page:
         """Return a page of a file with the candles that only REST has."""

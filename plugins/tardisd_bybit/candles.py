@@ -2,7 +2,8 @@
 
 The windows are known beforehand, so several are asked for at once. Bybit has a candle for every
 interval since a symbol was listed: where one is missing, it is asked for three times more before
-that is believed, and near the venue's clock it is taken for late, not for missing.
+that is believed, and near the venue's clock it is taken for late, not for missing. The years before
+the first candle need no questions: the candles of months tell in which month it is.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd.market.time import MINUTE, SECOND, Interval
 from tardisd.plugins.exchange import Page
+from tardisd.venue.lead import Lead
 
-from .rest import KLINE_ROWS, Rest
+from .rest import BELIEVED_AFTER, KLINE_ROWS, Rest
 
 SOURCE = "REST kline"
 AT_ONCE = 8
@@ -30,7 +32,6 @@ AT_ONCE = 8
 SETTLE_NS = 2 * SECOND
 LATE_NS = 10 * MINUTE
 _MOST_HOLES = 20  # asked for again per window
-_ASKED_AGAIN = 3  # times
 
 
 @dataclass(slots=True)
@@ -49,6 +50,14 @@ async def candle_pages(rest: Rest, series: Series, span: Span) -> AsyncGenerator
     interval = series.data_type.interval
     assert interval is not None
     cursor, closed = span.start, None
+    month = await rest.first_month(series)
+    begin = span.start - 1 if month is None else min(interval.floor(month), span.end)
+    lead = Lead(series)
+    if begin == cursor:
+        lead.begins()
+    elif begin > cursor:
+        yield lead.before(Span(cursor, begin), "before the first month")
+        cursor = begin
     while cursor < span.end:
         # The first answer tells the venue's clock: what lies ahead of it is not asked for.
         group = _plan(interval, Span(cursor, min(span.end, closed or span.end)),
@@ -72,7 +81,7 @@ async def candle_pages(rest: Rest, series: Series, span: Span) -> AsyncGenerator
             if end < window.span.end:
                 break
         if end > cursor:
-            yield Page(Batch.concat(found), Span(cursor, end), source=SOURCE)
+            yield lead.mark(Page(Batch.concat(found), Span(cursor, end), source=SOURCE))
         failure = next((window.error for window in group if window.error is not None), None)
         if failure is not None:
             raise failure
@@ -112,7 +121,7 @@ async def _fill(rest: Rest, series: Series, interval: Interval, window: _Window)
         batch = answer.batch
         closed = interval.floor(answer.now - SETTLE_NS)
         asked = Span(window.span.start, max(min(window.span.end, closed), window.span.start))
-        for _ in range(_ASKED_AGAIN):
+        for _ in range(BELIEVED_AFTER):
             holes = _holes(batch, interval, asked)
             if not holes:
                 break

@@ -7,7 +7,7 @@ from functools import partial
 from tardisd.errors import PluginError
 from tardisd.market.series import SWAP, Instrument, Series, Symbol
 from tardisd.market.span import Span
-from tardisd.market.time import MILLISECOND
+from tardisd.market.time import MILLISECOND, parse_time
 from tardisd.venue.budget import Limit
 from tardisd.venue.client import Params, Unreadable, VenueClient
 
@@ -15,6 +15,8 @@ from . import rows
 
 LIMIT = Limit("rest requests", 600, 5.0)
 KLINE_ROWS = 1000
+BELIEVED_AFTER = 3  # answers that say again that something is not there
+_ALL_MONTHS = Span(parse_time("2018-01-01T00:00:00Z"), parse_time("2099-01-01T00:00:00Z"))
 INTERVALS = {
     "1m": "1", "3m": "3", "5m": "5", "15m": "15", "30m": "30", "1h": "60", "2h": "120",
     "4h": "240", "6h": "360", "12h": "720", "1d": "D", "1w": "W", "1M": "M",
@@ -29,6 +31,7 @@ class Rest:
 
     def __init__(self, client: VenueClient) -> None:
         self.client = client
+        self._begins: dict[tuple[str, str], int] = {}
 
     async def server_time(self) -> int:
         """Return the venue's clock (ns)."""
@@ -58,6 +61,18 @@ class Rest:
             "limit": KLINE_ROWS,
         }
         return await self.client.read(f"{_PREFIX}kline", params, read)
+
+    async def first_month(self, series: Series) -> int | None:
+        """Return the month (ns) in which the symbol was first traded; None when none is told."""
+        key = (category_of(series.symbol), series.symbol.venue_id(series.exchange))
+        if key not in self._begins:
+            months = Series.of(series.exchange, str(series.symbol), "candle_1M")
+            for _ in range(BELIEVED_AFTER):
+                found = (await self.klines(months, _ALL_MONTHS)).batch
+                if len(found):
+                    self._begins[key] = int(found.ts_event[0])
+                    break
+        return self._begins.get(key)
 
     async def instruments(self, exchange: str, category: str) -> list[Instrument]:
         """Return what is listed: of swaps, perpetuals settled in their quote asset."""

@@ -22,6 +22,7 @@ from tardisd.market.span import Gap, Span
 from tardisd.market.time import MINUTE, Interval, format_time
 from tardisd.plugins.exchange import Page
 from tardisd.venue.client import Unreadable
+from tardisd.venue.lead import Lead
 
 from .rest import BELIEVED_AFTER, CANDLE_ROWS, Rest
 from .rows import merged
@@ -51,7 +52,7 @@ async def candle_pages(
     """Yield the candles of `span` that have closed by a time (ns) of OKX's clock, page by page."""
     interval = series.data_type.interval
     assert interval is not None
-    cursor, count = span.start, 1
+    cursor, count, lead = span.start, 1, Lead(series)
     while cursor < span.end:
         group = _plan(interval, Span(cursor, span.end), count, closed_by)
         async with trio.open_nursery() as nursery:
@@ -62,7 +63,10 @@ async def candle_pages(
             sure = interval.floor(closed_by - max(LATE_NS, interval.nominal_ns))
             begin = min(await _begin(rest, series, span), sure)
             if begin > cursor:  # years without a candle need no questions
-                yield await _lead(rest, series, Span(cursor, begin), closed_by)
+                page = await _lead(rest, series, Span(cursor, begin), closed_by)
+                if not page.holes:
+                    lead.begins()
+                yield page
                 cursor = begin
                 continue
         count = AT_ONCE
@@ -76,7 +80,7 @@ async def candle_pages(
             if end < window.span.end:
                 break
         if end > cursor:
-            yield Page(Batch.concat(found), Span(cursor, end), source=SOURCE)
+            yield lead.mark(Page(Batch.concat(found), Span(cursor, end), source=SOURCE))
         failure = next((window.error for window in group if window.error is not None), None)
         if failure is not None:
             raise failure

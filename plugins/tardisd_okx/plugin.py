@@ -23,12 +23,13 @@ from tardisd.log import Log
 from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch, closes
 from tardisd.market.series import SPOT, SWAP, Instrument, Series
-from tardisd.market.span import Gap, Span
+from tardisd.market.span import Span
 from tardisd.market.time import DAY, EARLIEST, HOUR, MILLISECOND, SECOND
 from tardisd.plugins.base import Context, Options
 from tardisd.plugins.exchange import Availability, Exchange, Page
 from tardisd.venue.budget import Limit
 from tardisd.venue.client import Judge, Missing, Patience, VenueClient
+from tardisd.venue.lead import Lead
 from tardisd.wall import wall_ns
 
 from .archive import KINDS, SINCE, File, Plan
@@ -168,11 +169,12 @@ class Okx(Exchange[OkxOptions]):
         rest_since = end if only else rest_since - rest_since % MILLISECOND
         self._refuse_what_is_too_old(series, end, rest_since)
         size = await self._rest.contract_size(series) if interval is None else None
-        plan, losses = Plan(series, now, self._worth(series), rest_since), Losses(series)
+        plan = Plan(series, now, self._worth(series), rest_since)
+        losses, lead = Losses(series), Lead(series)
         if not only and self._file(plan, cursor, end) is not None:
             begin = min(await self._first_month(series, now), end)
             if begin > cursor:  # years without a file need no questions
-                yield _before_trading(series, Span(cursor, begin))
+                yield lead.before(Span(cursor, begin), "before the first month")
                 cursor = begin
         while cursor < end:
             file = self._file(plan, cursor, end)
@@ -187,7 +189,7 @@ class Okx(Exchange[OkxOptions]):
                     ) as pages:
                         reached = reach
                         async for page in pages:
-                            yield page
+                            yield lead.mark(page)
                             reached = page.span.end
                     if reached < stop:
                         losses.tell()
@@ -200,7 +202,7 @@ class Okx(Exchange[OkxOptions]):
                     file, series, part, size, rest_since, closed_by
                 ) as pages:
                     async for page in pages:
-                        yield page
+                        yield lead.mark(page)
                         cursor = page.span.end
             except Missing as error:
                 log.info("archive not there", file=file.name, reason=error.message)
@@ -313,8 +315,3 @@ class Okx(Exchange[OkxOptions]):
         more = len(batch) - len(page.batch)
         log.info("archive filled up", series=str(series), span=str(page.span), candles=more)
         return replace(page, batch=batch, source=f"{page.source} and REST candles")
-
-
-def _before_trading(series: Series, span: Span) -> Page:
-    gaps = () if series.data_type.interval is None else (Gap(span, "no_trades"),)
-    return Page(Batch.empty(series), span, gaps, "before the first month")

@@ -69,18 +69,22 @@ def backfill_run(
             raise
         hint = f"tardisctl backfill show {number[0]}, or cancel {number[0]}"
         render.fail("interrupted; the daemon goes on with it", hint=hint)
-    control.show(job, lambda told: _draw_results(told["results"]))
+    control.show(job, _draw_results)
     _fail_unless_finished(job)
 
 
-def _draw_results(results: list[dict[str, Any]]) -> None:
-    for item in results:
+def _draw_results(job: Mapping[str, Any]) -> None:
+    for item in job["results"]:
         if item["state"] == "finished":
             names = ("added", "unchanged", "revised")
             counts = ", ".join(f"{item[name]:,} {name}" for name in names)
             click.echo(f"{item['series']}: {counts}")
             if not item["complete"]:
-                click.echo(f"not all of it could be had: tardisctl series gaps {item['series']}")
+                span = f"--from {job['start']} --to {job['end']}"
+                click.echo(
+                    "not all of it could be had as yet:"
+                    f" tardisctl series gaps {item['series']} {span}"
+                )
 
 
 def _fail_unless_finished(job: Mapping[str, Any]) -> None:

@@ -327,6 +327,17 @@ async def test_years_before_the_first_day_need_no_questions(tmp_path):
     assert len(venue.requests) < 30
 
 
+async def test_the_hours_before_the_first_candle_were_not_traded(tmp_path):
+    days = candles(f"{SPOT}@candle_1d", "01-25", "03-20")
+    minutes = candles(f"{SPOT}@candle_1m", "01-25T05:00", "03-21")
+    pages = await fetched(
+        venue_of(minutes, days), tmp_path, str(minutes.series), span("01-01", "02-20")
+    )
+    gaps = [gap for page in pages for gap in page.gaps]
+    assert gaps == [Gap(span("01-01", "01-25"), "no_trades"),
+                    Gap(span("01-25", "01-25T05:00"), "no_trades")]  # fmt: skip
+
+
 async def test_what_is_no_longer_listed_is_still_in_the_archives(tmp_path):
     unknown = Refuse(match="api/v3/klines", status=400, times=None)
     wanted = span("02-01", "03-01")

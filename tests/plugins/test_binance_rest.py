@@ -29,7 +29,7 @@ import tardisd.testing.venues.faults as faults
 from tardisd.errors import PluginError, RequestError, Retry
 from tardisd.market.columns import Batch
 from tardisd.market.series import Series
-from tardisd.market.span import Span
+from tardisd.market.span import Gap, Span
 from tardisd.market.time import MILLISECOND, SECOND
 from tardisd.testing.exchange import fetch_pages, joined
 from tardisd.testing.venues.faults import Misreport, Refuse, Reset, Rewrite, Stall, Truncate
@@ -105,7 +105,7 @@ async def test_before_the_listing_there_is_nothing(tmp_path):
     wanted = span("01-01", "03-17T01:00")
     pages = await fetched(venue, tmp_path, **never(MINUTES, wanted))
     assert_same(pages, MINUTES, wanted)
-    assert len(asked(venue, "klines")) <= 3
+    assert len(asked(venue, "klines")) <= 4
     wanted = span("01-01", "02-01")
     pages = await fetched(venue_of(MINUTES), tmp_path, **never(MINUTES, wanted))
     assert_same(pages, MINUTES, wanted)
@@ -379,3 +379,14 @@ async def test_a_page_that_changes_while_it_is_read(tmp_path):
     pages = await fetched(venue, tmp_path, **never(MINUTES, DAY))
     found = joined(MINUTES.series, pages)
     assert len(found) == 1440  # what was stale is revised when the last candles are fetched again
+
+
+async def test_what_is_before_the_first_candle_was_not_traded(tmp_path):
+    days = candles(f"{SPOT}@candle_1d", "03-10", "03-20")
+    wanted = span("03-01", "03-18")
+    venue = venue_of(candles(f"{SPOT}@candle_1h", "03-10T07:00", "03-20"), days)
+    for series in (f"{SPOT}@candle_1h", f"{SPOT}@candle_1d"):
+        pages = await fetched(venue, tmp_path, series, wanted)
+        [gap] = [gap for page in pages for gap in page.gaps]
+        begin = "03-10T07:00" if "1h" in series else "03-10"
+        assert gap == Gap(span("03-01", begin), "no_trades")

@@ -20,7 +20,7 @@ from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.decimals import Decimals
 from tardisd.market.series import Instrument, Series, Symbol
-from tardisd.market.span import Gap, Span
+from tardisd.market.span import Coverage, Gap, Span
 from tardisd.market.time import DAY, HOUR, MINUTE, SECOND, parse_time
 from tardisd.plugins.base import Context
 from tardisd.testing.exchange import Case, ExchangeSuite, fetch_pages, joined, suite_context
@@ -169,7 +169,7 @@ async def test_the_open_candle_is_left_out_by_the_venue_s_clock(tmp_path):
 async def test_nothing_is_asked_of_the_future(tmp_path):
     async with bybit(tmp_path) as (plugin, venue):
         assert await fetch_pages(plugin, SWAP, Span(NOW + DAY, NOW + 300 * DAY)) == []
-        assert len(venue.requests) == 1
+        assert len(venue.requests) == 2, "the month in which it begins, and the clock"
 
 
 async def test_the_years_before_listing_are_covered_and_empty(tmp_path):
@@ -179,6 +179,22 @@ async def test_the_years_before_listing_are_covered_and_empty(tmp_path):
     assert [page.span.start for page in pages[:1]] == [span.start]
     assert pages[-1].span.end == span.end
     assert_same(joined(SWAP, pages), truth(SWAP, span))
+
+
+@pytest.mark.parametrize("begin", [0, HOUR, 20 * DAY], ids=["month", "hour", "weeks"])
+async def test_the_years_before_listing_need_no_questions(tmp_path, begin):
+    first, later = START + begin, parse_time("2024-06-01T00:00:00Z")
+    month = without(random_candles(MONTHS, 4, START), fields=("trades",))
+    minutes = without(random_candles(SWAP, 3000, first), fields=("trades",))
+    span = Span(parse_time("2019-01-01T00:00:00Z"), first + DAY)
+    data = {SWAP: minutes, MONTHS: month}
+    async with bybit(tmp_path, data=data, clock=later) as (plugin, venue):
+        pages = await fetch_pages(plugin, SWAP, span)
+        assert len(venue.requests) < 130, "years in windows of a thousand minutes are thousands"
+    assert_same(joined(SWAP, pages), minutes.within(span))
+    gaps = [gap for page in pages for gap in page.gaps]
+    assert Coverage(gap.span for gap in gaps) == Coverage([Span(span.start, first)])
+    assert {gap.cause for gap in gaps} == {"no_trades"}
 
 
 async def test_a_candle_that_is_late_is_not_taken_for_missing(tmp_path):

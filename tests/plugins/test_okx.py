@@ -16,7 +16,7 @@ from tardisd.errors import PluginError, RequestError, Retry
 from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.series import Instrument, Series, Symbol
-from tardisd.market.span import Gap, Span
+from tardisd.market.span import Coverage, Gap, Span
 from tardisd.market.time import DAY, HOUR, MINUTE, SECOND, parse_time
 from tardisd.plugins.base import Context
 from tardisd.testing.exchange import Case, ExchangeSuite, fetch_pages, joined, suite_context
@@ -189,6 +189,22 @@ async def test_years_before_the_first_candle_are_few_questions(tmp_path):
     assert pages[0].holes == ()
     assert (pages[0].span.start, pages[-1].span.end) == (span.start, span.end)
     assert_same(joined(SWAP, pages), DATA[SWAP].within(span))
+
+
+@pytest.mark.parametrize("options", [{}, NEVER], ids=["prefer", "never"])
+async def test_what_is_before_the_first_candle_was_not_traded(tmp_path, options):
+    first = START + 3 * DAY + 7 * HOUR
+    span = Span(START - 100 * DAY, first + DAY)
+    data = {SPOT: candles(SPOT, 5000, first),
+            Series.parse("okx:BTC/USDT@candle_1M"):
+                candles(Series.parse("okx:BTC/USDT@candle_1M"), 3, START)}  # fmt: skip
+    async with okx(tmp_path, data=data, options=options, clock=START + 60 * DAY) as (plugin, _):
+        pages = await fetch_pages(plugin, SPOT, span)
+    gaps = [gap for page in pages for gap in page.gaps]
+    assert Coverage(gap.span for gap in gaps) == Coverage([Span(span.start, first)])
+    assert {gap.cause for gap in gaps} == {"no_trades"}
+    assert not any(page.holes for page in pages)
+    assert_same(joined(SPOT, pages), data[SPOT].within(span))
 
 
 async def test_candles_no_longer_kept_stay_unknown(tmp_path):
