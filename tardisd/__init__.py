@@ -17,6 +17,7 @@ _HOMES = {
     "market.series": ["DataType", "Instrument", "Series", "Symbol"],
     "market.span": ["Coverage", "Gap", "Span"],
     "market.time": ["Interval"],
+    "plugins": ["CONTRACT_VERSION"],
     "plugins.analyzer": ["Analysis", "Analyzer"],
     "plugins.base": ["Context", "Options"],
     "plugins.exchange": ["Availability", "Exchange", "Page"],

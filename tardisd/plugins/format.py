@@ -6,7 +6,7 @@ every format has the same speed and the same errors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,19 +67,25 @@ class Layout:
 class FileFormat:
     """One vendor's layout for some kinds of tick. `exchanges` empty means any.
 
-    A format that names the exchange goes before one that takes any; when two of equal rank match a
-    file, it is refused.
+    `header` says what the columns of a file with just that header line mean, by the names that
+    Layout knows; a format that needs to look closer overrides `match`. A format that names the
+    exchange goes before one that takes any; when two of equal rank match a file, it is refused.
     """
 
     name: ClassVar[str]
     kinds: ClassVar[frozenset[str]]
     exchanges: ClassVar[frozenset[str]] = frozenset()
+    header: ClassVar[Mapping[str, str]] = {}
 
     def match(self, sample: Sample, kind: str) -> Layout | None:
         """Return the layout when the file is of this format and kind, else None.
 
+        As it stands, a file is of it whose first line is `header`.
         Decide by content; a file's name only helps. A bad row among good ones is no reason to say
         None: the core then names its line. Raises DataError for a file that is known, and known
         not to be importable.
         """
-        raise NotImplementedError
+        names = list(sample.cells[0]) if sample.cells else []
+        if kind not in self.kinds or not self.header or names != list(self.header):
+            return None
+        return Layout(tuple(self.header.values()), header=True)

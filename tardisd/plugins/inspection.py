@@ -79,6 +79,8 @@ def _check(cls: Any, hook: str, contract: type[Any]) -> None:
     if contract is FileFormat:
         if not isinstance(getattr(cls, "kinds", None), frozenset):
             raise PluginError(f"{cls.__name__}.kinds is not a frozenset of data type kinds")
+        if getattr(cls, "match", None) is FileFormat.match and not getattr(cls, "header", None):
+            raise PluginError(f"{cls.__name__} has neither a header nor a match() of its own")
         inspect.signature(cls).bind()  # the core makes formats without arguments
         return
     options: Any = getattr(cls, "Options", None)

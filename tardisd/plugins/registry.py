@@ -21,11 +21,15 @@ import pluggy
 
 from tardisd.errors import PluginError, Unavailable
 from tardisd.plugins.base import KINDS
+from tardisd.plugins.contract import DECLARATION, check_contract, declared_in_source
 from tardisd.plugins.format import FileFormat
 from tardisd.plugins.inspection import classes_of
+from tardisd.plugins.patience import TookTooLong, within
 from tardisd.plugins.sources import Source, dropped_in, installed
 
 State = Literal["loaded", "unavailable", "failed"]
+# A plugin whose import, or a hook of it, takes longer is given up.
+LOAD_SECS = 30.0
 _MAX_FRAMES = 3
 _MAX_REASON = 500
 
@@ -98,24 +102,38 @@ def _load(source: Source) -> list[PluginRecord]:
         source.name, "", source.origin, source.version, "failed", module=source.module
     )
     try:
-        module = source.load()
-        version = source.version or str(getattr(module, "__version__", ""))
-        return [
-            replace(blank, name=cls.name, kind=kind, version=version, state="loaded", cls=cls)
-            for kind, cls in classes_of(module)
-        ]
-    except Unavailable as error:
-        return [replace(blank, state="unavailable", reason=f"{error.message}; {error.hint}")]
-    except ImportError as error:
-        if package := _missing_package(error, source):
-            hint = source.pip_hint(package)
-            reason = f"package {package} is missing or does not fit; {hint}"
-            return [replace(blank, state="unavailable", reason=reason)]
-        return [replace(blank, reason=_reason(error, source))]
-    except (PluginError, pluggy.PluginValidationError) as error:
-        return [replace(blank, reason=_one_line(str(error)))]
+        return within(LOAD_SECS, lambda: _loaded(source, blank))
+    except TookTooLong as error:
+        reason = f"{_reason(error, source)}; nothing that takes long belongs into an import"
+        return [replace(blank, reason=reason)]
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any fault of a plugin is its own
-        return [replace(blank, reason=_reason(error, source))]
+        try:
+            check_contract(declared_in_source(source.folder(), source.module), source.upgrade)
+        except (PluginError, Unavailable) as contract:
+            return [_refused(blank, contract, source)]
+        return [_refused(blank, error, source)]
+
+
+def _loaded(source: Source, blank: PluginRecord) -> list[PluginRecord]:
+    module = source.load()
+    check_contract(getattr(module, DECLARATION, None), source.upgrade)
+    version = source.version or str(getattr(module, "__version__", ""))
+    return [
+        replace(blank, name=cls.name, kind=kind, version=version, state="loaded", cls=cls)
+        for kind, cls in classes_of(module)
+    ]
+
+
+def _refused(blank: PluginRecord, error: BaseException, source: Source) -> PluginRecord:
+    """Return what became of a plugin that raised this."""
+    if isinstance(error, Unavailable):
+        return replace(blank, state="unavailable", reason=f"{error.message}; {error.hint}")
+    if isinstance(error, ImportError) and (package := _missing_package(error, source)):
+        reason = f"package {package} is missing or does not fit; {source.pip_hint(package)}"
+        return replace(blank, state="unavailable", reason=reason)
+    if isinstance(error, PluginError | pluggy.PluginValidationError):
+        return replace(blank, reason=_one_line(str(error)))
+    return replace(blank, reason=_reason(error, source))
 
 
 def _missing_package(error: ImportError, source: Source) -> str | None:

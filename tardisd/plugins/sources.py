@@ -41,6 +41,13 @@ class Source:
     folder: Callable[[], Path | None]
     extras: Callable[[], dict[str, str]]
 
+    @property
+    def upgrade(self) -> str:
+        """How to get another version of the plugin."""
+        if self.origin.startswith("/"):
+            return f"replace {self.origin} by a newer version of it"
+        return f"pip install --upgrade {self.origin}"
+
     def pip_hint(self, package: str) -> str:
         """Return the command that brings a missing package."""
         extra = self.extras().get(_normal(package))

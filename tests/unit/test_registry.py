@@ -6,8 +6,10 @@ import os
 import sys
 
 import pytest
+import trio
 
 from tardisd.errors import PluginError, Unavailable
+from tardisd.plugins import CONTRACT_VERSION, registry
 from tardisd.plugins.registry import Registry
 
 SINK = """
@@ -78,6 +80,31 @@ def test_hidden_and_foreign_files_are_no_plugins(folder):
 @pytest.mark.parametrize(
     ("source", "state", "reason"),
     [
+        (
+            'TARDISD_CONTRACT = "1.999"\n' + GOOD,
+            "unavailable",
+            f"needs plugin contract 1.999, and this tardisd has {CONTRACT_VERSION};"
+            " pip install --upgrade tardisd",
+        ),
+        ('TARDISD_CONTRACT = "2.0"\n' + GOOD, "unavailable", "needs plugin contract 2.0"),
+        (
+            'TARDISD_CONTRACT = "1.999"\nfrom tardisd import OfTheFuture',
+            "unavailable",
+            "needs plugin contract 1.999",
+        ),
+        ('TARDISD_CONTRACT = "1.999"\ndef f(:', "failed", "SyntaxError"),
+        (
+            'TARDISD_CONTRACT = "0.7"\nfrom tardisd import OfThePast',
+            "failed",
+            "was written for plugin contract 0.7, which",
+        ),
+        ('TARDISD_CONTRACT = "0.7"\n' + GOOD, "failed", "bad.py by a newer version of it"),
+        (
+            "TARDISD_CONTRACT = 1.0\n" + GOOD,
+            "failed",
+            "TARDISD_CONTRACT is 1.0; write the contract",
+        ),
+        ('TARDISD_CONTRACT = "v1"\n' + GOOD, "failed", "TARDISD_CONTRACT is 'v1'; write"),
         ("1 / 0", "failed", "ZeroDivisionError: division by zero (bad.py:1 in <module>)"),
         ("raise SystemExit(3)", "failed", "SystemExit: 3 (bad.py:1 in <module>)"),
         ("def f(:\n  pass", "failed", "SyntaxError: invalid syntax (bad.py, line 1)"),
@@ -280,6 +307,7 @@ import tardisd
 class Table(tardisd.FileFormat):
     name = "table"
     kinds = frozenset({"candle"})
+    header = {"when": "time"}
 
 @tardisd.hookimpl
 def tardisd_formats():
@@ -311,3 +339,49 @@ def test_reading_again_gives_the_same_class_until_a_file_changes(folder):
     assert ("pack", "failed") in discover(folder)[1]
     write(folder / "pack" / "sinks.py", GOOD)
     assert ("good", "loaded") in discover(folder)[1]
+
+
+def test_a_plugin_that_needs_what_there_is_is_loaded(folder):
+    major = CONTRACT_VERSION.partition(".")[0]
+    write(folder / "mine.py", f'TARDISD_CONTRACT = "{major}.0"\n' + GOOD)
+    assert ("good", "loaded") in discover(folder)[1]
+
+
+HANGING = {
+    "sleeps": "import time\ntime.sleep(3600)",
+    "spins": "while True:\n    pass",
+    "catches": "import time\nwhile True:\n    try:\n        time.sleep(3600)\n"
+    "    except Exception:\n        pass",
+    "hook": "import tardisd, threading\n@tardisd.hookimpl\ndef tardisd_sinks():\n"
+    "    threading.Event().wait()",
+}
+
+
+@pytest.mark.parametrize("how", HANGING)
+def test_one_that_hangs_is_given_up_and_named(folder, monkeypatch, how):
+    monkeypatch.setattr(registry, "LOAD_SECS", 0.2)
+    write(folder / "bad.py", HANGING[how])
+    write(folder / "mine.py", GOOD)
+    _, found = discover(folder)
+    assert ("good", "loaded") in found
+    reason = found["bad", "failed"].reason
+    assert reason.startswith("TookTooLong: took longer than 0.2 s (bad.py:")
+    assert reason.endswith("; nothing that takes long belongs into an import")
+
+
+@pytest.mark.parametrize("how", ["sleeps", "hook"])
+async def test_one_that_hangs_in_a_thread_is_given_up_too(folder, monkeypatch, how):
+    """As a reload finds it: the daemon's main thread goes on meanwhile."""
+    monkeypatch.setattr(registry, "LOAD_SECS", 0.2)
+    write(folder / "bad.py", HANGING[how].replace("3600", "2").replace(".wait()", ".wait(2)"))
+    write(folder / "mine.py", GOOD)
+    _, found = await trio.to_thread.run_sync(discover, folder)
+    assert ("good", "loaded") in found
+    assert "took longer than 0.2 s" in found["bad", "failed"].reason
+
+
+def test_a_format_needs_a_header_or_a_match(folder):
+    text = 'import tardisd\n\nclass F(tardisd.FileFormat):\n    name, kinds = "f", frozenset("t")\n'
+    write(folder / "bad.py", text + "tardisd_formats = tardisd.hookimpl(lambda: [F])")
+    reason = discover(folder)[1]["bad", "failed"].reason
+    assert reason == "F has neither a header nor a match() of its own"
