@@ -143,6 +143,34 @@ def plugins(path: Path | None, as_json: bool) -> None:
         render.table(columns, [[getattr(it, key) for key in columns] for it in records])
 
 
+@cli.group()
+def plugin() -> None:
+    """Begin a plugin of your own."""
+
+
+@plugin.command()
+@click.argument("name")
+@click.option(
+    "--kind",
+    required=True,
+    type=click.Choice(["exchange", "storage", "sink", "analyzer", "format"]),
+    help="What it is.",
+)
+@click.option(
+    "--into",
+    metavar="DIR",
+    default=".",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to put the folder [default: here].",
+)
+def new(name: str, kind: str, into: Path) -> None:
+    """Make the package tardisd-NAME, which works and has tests that pass."""
+    from tardisd.cli.scaffold import make_package
+
+    target = make_package(name, kind, into)
+    click.echo(f"{target} made; next: cd {target} && pip install -e '.[test]' && pytest")
+
+
 @cli.command()
 @click.option("--for", "duration", metavar="SECS", type=float, help="Stop after this long.")
 def demo(duration: float | None) -> int:

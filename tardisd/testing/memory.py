@@ -5,9 +5,12 @@ It favours being easy to follow over speed, and keeps nothing once it is gone.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import trio
@@ -16,8 +19,9 @@ from tardisd.market.check import check_batch, same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.series import Instrument, Series
 from tardisd.market.span import COVERED_CAUSES, Coverage, Gap, Span
-from tardisd.plugins.base import Options
+from tardisd.plugins.base import Context, Options
 from tardisd.plugins.exchange import Page
+from tardisd.plugins.sessions import Sessions
 from tardisd.plugins.storage import Appended, SeriesInfo, Storage
 
 READ_ROWS = 8192
@@ -37,14 +41,25 @@ class _Kept:
         self.version += changed
 
 
-class MemoryStorage(Storage[Options]):
-    """Keeps ticks in memory."""
+class MemoryStorage(Storage[Any]):
+    """Keeps ticks in memory. A storage that begins with it may keep what is `saved` elsewhere."""
 
     name = "memory"
 
-    def __init__(self) -> None:
+    def __init__(self, options: Options | None = None, context: Context | None = None) -> None:
+        super().__init__(
+            options or Options(), context or Context("memory", Path(), cast(Sessions, None))
+        )
         self._kept: dict[tuple[str, str, str, str], _Kept] = {}
         self._instruments: dict[tuple[str, str, str], Instrument] = {}
+
+    def saved(self) -> bytes:
+        """Return everything that is kept, for `restore`."""
+        return pickle.dumps((self._kept, self._instruments))
+
+    def restore(self, data: bytes) -> None:
+        """Keep what `saved` returned, which must come from a trusted place, and nothing else."""
+        self._kept, self._instruments = pickle.loads(data)
 
     async def append(self, series: Series, page: Page) -> Appended:
         """Keep the page's rows and coverage; DataError when its rows are bad."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import tardisd
 from tardisd.plugins.hooks import GROUP
 from tardisd.plugins.registry import Registry
+from tardisd.testing.memory import MemoryStorage
+from tardisd.transfer.importing import import_files
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXT = (DOCS / "plugins.md").read_text()
@@ -25,11 +28,34 @@ def drop_in(folder, name, code):
     return registry, record
 
 
+def test_the_first_page_is_a_file_of_five_lines():
+    assert TEXT.index(SMALLEST) < 150
+    assert len([line for line in SMALLEST.splitlines() if line]) == 5
+
+
+async def test_the_smallest_plugin_imports_its_files(tmp_path):
+    registry, _ = drop_in(tmp_path, "acme", SMALLEST)
+    raw = b"acme_time,px,qty,taker\n1709251200000,61130.98,0.00213000,buy\n"
+    series, storage = tardisd.Series.parse("acme:BTC/USDT@trade"), MemoryStorage()
+    result = await import_files(
+        [("any.csv", io.BytesIO(raw))],
+        series,
+        storage,
+        registry.formats(),
+        covers=None,
+        spool_dir=tmp_path,
+        progress=lambda _: None,
+    )
+    assert result.added == 1
+    found = await storage.last_before(series, 2**62)
+    assert found.fields["price"].texts() == ["61130.98"]
+
+
 def test_the_smallest_plugin_recognises_its_files(tmp_path):
     registry, record = drop_in(tmp_path, "acme", SMALLEST)
     assert (record.kind, record.name) == ("format", "acme")
     [acme] = [form for form in registry.formats() if form.name == "acme"]
-    cells = [["acme_time", "px", "qty", "side"], ["1709251200000", "1.5", "2", "buy"]]
+    cells = [["acme_time", "px", "qty", "taker"], ["1709251200000", "1.5", "2", "buy"]]
     layout = acme.match(tardisd.Sample("any.csv", cells), "trade")
     assert layout == tardisd.Layout(("time", "price", "amount", "side"), header=True)
     assert acme.match(tardisd.Sample("any.csv", cells[1:]), "trade") is None
