@@ -11,6 +11,9 @@ from tardisd.errors import RequestError
 from tardisd.market.time import SECOND
 from tardisd.plugins.sessions import Speed
 
+# Any speed above 0 is allowed, but nothing passes faster (ns per second), or the sums overflow.
+_FASTEST = 1e300
+
 
 class ReplayClock:
     """Market time (ns) as a function of wall time (seconds of a monotonic clock).
@@ -41,11 +44,18 @@ class ReplayClock:
         """Whether the speed is `max`."""
         return self._speed == "max"
 
+    @property
+    def _passing(self) -> float:
+        """Market ns per wall second; never infinite, so that none of it in no time is none."""
+        assert self._speed != "max"
+        return min(self._speed * SECOND, _FASTEST)
+
     def market(self, wall: float) -> int:
         """Return market time (ns) at `wall`."""
         if not self._running or self._speed == "max":
             return self._market
-        return self._market + round((wall - self._wall) * self._speed * SECOND)
+        passed = (wall - self._wall) * self._passing
+        return self._market + round(min(passed, _FASTEST))
 
     def wall(self, market: int) -> float:
         """Return the wall time at which `market` (ns) is reached: -inf unpaced, inf while halted.
@@ -56,8 +66,8 @@ class ReplayClock:
             return -math.inf
         if not self._running:
             return math.inf
-        wall = self._wall + (market - self._market) / (self._speed * SECOND)
-        while self.market(wall) < market:
+        wall = self._wall + (market - self._market) / self._passing
+        while wall < math.inf and self.market(wall) < market:
             wall = math.nextafter(wall, math.inf)
         return wall
 

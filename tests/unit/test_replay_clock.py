@@ -47,6 +47,24 @@ def test_unpaced_it_stands_where_it_was_put():
     assert clock.market(100.0) == START + 5 + SECOND
 
 
+@given(
+    st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    st.integers(0, 100 * 365 * 86_400 * SECOND),
+    st.floats(0, 1e9),
+)
+def test_any_speed_above_nothing_is_one(speed, ahead, wall):
+    """The slowest gets nowhere and the fastest is there at once, without anything overflowing."""
+    clock = ReplayClock(START, speed)
+    clock.run(wall)
+    due = min(START + ahead, parse_time("2100-01-01T00:00:00Z"))
+    assert clock.market(wall) == START
+    at = clock.wall(due)
+    assert at >= wall
+    assert at == math.inf or clock.market(at) >= due
+    assert clock.market(wall + 3600) >= START
+    clock.market(1e12)
+
+
 speeds = st.floats(1e-3, 1e6) | st.sampled_from([0.5, 1.0, 100.0])
 
 
