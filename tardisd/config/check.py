@@ -189,6 +189,21 @@ class _Checker:
         if named is not None:
             self.refer((*path, "storage"), "storage", named)
 
+    def refer_from_wrong(self, path: tuple[str, str], kinds: Mapping[str, str]) -> None:
+        """Look at the references of a table that is wrong elsewhere, as far as they are texts."""
+        for key, kind in {**kinds, "storage": "storage"}.items():
+            value = self.tables[path[0]][path[1]].get(key)
+            if isinstance(value, str):
+                self.refer((*path, key), kind, value)
+            for index, name in enumerate(self.texts(path, key)):
+                self.refer((*path, key, index), kind, name)
+
+    def texts(self, path: tuple[str, str], key: str) -> tuple[str, ...]:
+        """Return a list of a table that may be wrong, if it is one and holds texts alone."""
+        value = self.tables[path[0]][path[1]].get(key)
+        whole = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return tuple(value) if whole else ()
+
     def parse(self, path: Path, parse: Callable[[str], T], texts: tuple[str, ...]) -> list[T]:
         """Return what the texts mean, noting those that mean nothing or come twice."""
         found: list[T] = []
@@ -207,6 +222,8 @@ class _Checker:
         path = ("sessions", name)
         table = self.convert(SessionTable, path)
         if table is None:
+            self.refer_from_wrong(path, {"sinks": "sink", "analyzers": "analyzer"})
+            self.parse((*path, "series"), Series.parse, self.texts(path, "series"))
             return None
         series = self.parse((*path, "series"), Series.parse, table.series)
         if table.start.surely_not_before(table.end):
@@ -240,6 +257,8 @@ class _Checker:
         path = ("backfills", name)
         table = self.convert(BackfillTable, path)
         if table is None:
+            self.refer_from_wrong(path, {"exchange": "exchange"})
+            self.parse((*path, "data_types"), DataType.parse, self.texts(path, "data_types"))
             return None
         self.refer_to_storage(path, table.storage)
         if table.end is not None and table.start.surely_not_before(table.end):

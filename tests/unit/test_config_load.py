@@ -138,6 +138,7 @@ def test_problems_of_drop_ins_name_their_file_and_come_in_order():
     )
     assert [line.split(": ")[0] for line in found] == [
         "config.toml:6",
+        "conf.d/a.toml:3",
         "conf.d/a.toml:4",
         "conf.d/a.toml:5",
         "conf.d/b.toml:3",
