@@ -7,6 +7,7 @@ terminal it prints a line a second instead.
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from collections import deque
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CHART_WIDTH, CHART_HEIGHT = 64, 10
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
+_KEYS = {"\x1bA": "up", "\x1bB": "down", " ": "space"}
 SPEEDS = (0.5, 1, 2, 5, 10, 30, 60, 100, 300, 1000, 3000, 10_000)
 
 
@@ -132,7 +134,7 @@ def draw(picture: Picture, title: str, footer: str) -> Group:
             _price(quote.last),
             Text(f"{change:+.2f} %", style=color),
             f"{quote.trades:,}",
-            f"{quote.volume:,.2f}",
+            f"{quote.volume:,.4f}",
         )
     parts: list[Any] = [head, table]
     for name, quote in sorted(picture.quotes.items())[:1]:
@@ -154,18 +156,26 @@ def keys() -> Iterator[Callable[[float], str]]:
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
 
+    waiting: deque[str] = deque()  # somebody quick, or a slow terminal: several keys at once
+
     def wait(secs: float) -> str:
-        ready, _, _ = select.select([descriptor], [], [], secs)
-        if not ready:
-            return ""
-        pressed = os.read(descriptor, 16).decode(errors="replace")
-        return {"\x1b[A": "up", "\x1b[B": "down", " ": "space"}.get(pressed, pressed[:1])
+        if not waiting:
+            ready, _, _ = select.select([descriptor], [], [], secs)
+            if ready:
+                waiting.extend(pressed(os.read(descriptor, 64).decode(errors="replace")))
+        return waiting.popleft() if waiting else ""
 
     try:
         tty.setcbreak(descriptor)
         yield wait
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def pressed(text: str) -> list[str]:
+    """Return the keys that a terminal sent: `space`, `up`, `down`, or the character."""
+    found = re.findall(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", text, re.DOTALL)
+    return [_KEYS.get(key[:1] + key[-1] if len(key) > 1 else key, key) for key in found]
 
 
 def faster(speed: object, up: bool) -> float:

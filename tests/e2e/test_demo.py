@@ -20,6 +20,8 @@ import pytest
 from daemon_rig import ENVIRON, PROGRAMS
 from websocket_client import DEADLINE_SECS
 
+from tardisd.cli.player import pressed
+
 LINE = re.compile(r"2024-03-01 1\d:\d\d:\d\dZ  60x .*BTC/USDT [\d,.]+  ETH/USDT [\d,.]+")
 
 
@@ -42,6 +44,15 @@ def daemons_in(folder: Path) -> list[str]:
         if str(folder) in words:
             found.append(words)
     return found
+
+
+def test_keys_that_come_together() -> None:
+    assert pressed("") == []
+    assert pressed(" \x1b[A\x1bOBq\x1b[1;5Ä") == [
+        "space", "up", "down", "q", "\x1b", "[", "1", ";", "5", "Ä",
+    ]  # fmt: skip
+    assert pressed("\x1b[1;5A\x1b[3~é") == ["up", "\x1b[3~", "é"]
+    assert pressed("\x1b") == ["\x1b"]
 
 
 def test_without_a_terminal(environ: dict[str, str]) -> None:
@@ -157,6 +168,8 @@ def test_keys_in_a_terminal(environ: dict[str, str]) -> None:
         screen.until("100x")
         screen.press("-")
         screen.until("60x")
+        screen.press("  \x1b[A\x1bOA")  # more than one at a time, and as some terminals send them
+        screen.until("300x")
         screen.press("q")
         screen.check_end()
 
