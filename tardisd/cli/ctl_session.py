@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,42 +94,33 @@ def _sink(facts: Mapping[str, Any]) -> str:
 
 
 @session.command("create")
-@click.option("--series", "names", type=SERIES, multiple=True, required=True, help="Repeatable.")
-@click.option("--from", "start", type=TIME, required=True, help="Begin here.")
-@click.option("--to", "end", type=TIME, required=True, help="End before this.")
+@click.option("--series", type=SERIES, multiple=True, help="Repeatable.")
+@click.option("--from", "start_time", type=TIME, required=True, help="Begin here.")
+@click.option("--to", "end_time", type=TIME, required=True, help="End before this.")
 @click.option("--speed", type=SPEED, default="100", help="Market seconds per second, or max.")
-@click.option("--paused", is_flag=True, help="Do not start the clock yet.")
+@click.option("--paused", "start_paused", is_flag=True, help="Do not start the clock yet.")
 @click.option("--id", "session_id", help="The session's id; else one is made.")
 @click.option(
     "--on-gap", type=click.Choice(["mark", "skip", "fail"]), help="What to do without data."
 )
 @click.option("--sink", "sinks", multiple=True, help="Sink instance to write to; repeatable.")
+@click.option("--loop", is_flag=True, help="Begin again at the end.")
+@click.option("--until", type=TIME, help="Pause by itself at this time, once.")
+@click.option(
+    "--max-idle", "max_idle_secs", metavar="SECS", type=float, help="Jump over longer waits."
+)
+@click.option("--lockstep", is_flag=True, help="Wait for followers to acknowledge.")
+@click.option("--barrier", metavar="INTERVAL", help="In lockstep, wait at its closes only.")
+@click.option("--derive", type=SERIES, multiple=True, help="Candles to build; repeatable.")
+@click.option("--forming", is_flag=True, help="Show derived candles while they form.")
+@click.option("--durable", is_flag=True, help="Be there again after a restart, paused.")
+@click.option("--analyzer", "analyzers", multiple=True, help="Analyzer instance; repeatable.")
 @storage_option
 @pass_control
-def session_create(
-    control: Control,
-    names: tuple[str, ...],
-    start: str,
-    end: str,
-    speed: float | str,
-    paused: bool,
-    session_id: str | None,
-    on_gap: str | None,
-    sinks: tuple[str, ...],
-    storage: str | None,
-) -> None:
+def session_create(control: Control, /, **options: Any) -> None:
     """Create a session and start its clock."""
-    params = given(
-        series=list(names),
-        start_time=start,
-        end_time=end,
-        speed=speed,
-        start_paused=paused,
-        session_id=session_id,
-        on_gap=on_gap,
-        sinks=list(sinks),
-        storage=storage,
-    )
+    params = {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
+    params = {name: value for name, value in params.items() if value is not None}
     control.show(control.call("session.create", params), _draw_created)
 
 
@@ -159,7 +151,8 @@ def _verb(name: str, doc: str) -> None:
 
 def _draw_told(result: Mapping[str, Any]) -> None:
     at = f" at {as_time(result['clock'])}" if result.get("clock") is not None else ""
-    click.echo(f"{result['session_id']} {result['type'].replace('_', ' ')}{at}")
+    count = f" {result['count']}" if "count" in result else ""
+    click.echo(f"{result['session_id']} {result['type'].replace('_', ' ')}{count}{at}")
 
 
 _verb("pause", "Stop a session's clock.")
@@ -176,6 +169,68 @@ def session_speed(control: Control, session_id: str, speed: float | str) -> None
     """Change a session's speed, in market seconds per second, or max."""
     params = {"session_id": session_id, "speed": speed}
     control.show(control.call("session.speed", params), _draw_told)
+
+
+@session.command("seek", context_settings={"ignore_unknown_options": True})
+@click.argument("session_id", metavar="ID", type=SESSION)
+@click.argument("to", metavar="TIME|+SECS|-SECS")
+@pass_control
+def session_seek(control: Control, session_id: str, to: str) -> None:
+    """Move a session to a time, or by some time as in +90s or -1h (from where it is)."""
+    params: dict[str, Any] = {"session_id": session_id}
+    if to[:1] in "+-":
+        params["by"] = _milliseconds(to)
+    else:
+        params["to"] = TIME.convert(to, None, None)
+    control.show(control.call("session.seek", params), _draw_told)
+
+
+def _milliseconds(text: str) -> int:
+    """Return what `+90s`, `-1h` or `+30` (seconds) means."""
+    from tardisd.market.time import MILLISECOND, parse_duration
+
+    try:
+        return parse_duration(text.removeprefix("+")) // MILLISECOND
+    except ValueError:
+        if re.fullmatch(r"[+-]\d{1,9}(\.\d{1,3})?", text):
+            return round(float(text) * 1000)
+        text = f"{text!r} is neither a time nor a duration; write +90s, -1h or 2024-03-01T12:00:00Z"
+        raise click.BadParameter(text, param_hint="TIME") from None
+
+
+@session.command("step", context_settings={"ignore_unknown_options": True})
+@click.argument("session_id", metavar="ID", type=SESSION)
+@click.argument("count", type=int, default=1)
+@pass_control
+def session_step(control: Control, session_id: str, count: int) -> None:
+    """Let the next COUNT ticks of a paused session through, or go back with -COUNT."""
+    params = {"session_id": session_id, "count": count}
+    control.show(control.call("session.step", params), _draw_told)
+
+
+@session.command("verify")
+@click.argument("session_id", metavar="ID", type=SESSION)
+@pass_control
+def session_verify(control: Control, session_id: str) -> None:
+    """Replay what a session has released once more, at max, and compare the content hashes.
+
+    Exit code 1 when they differ.
+    """
+    result = control.call("session.verify", {"session_id": session_id})
+    control.show(result, _draw_proof)
+    if not result["equal"]:
+        raise SystemExit(render.FAILED)
+
+
+def _draw_proof(result: Mapping[str, Any]) -> None:
+    if result["equal"]:
+        click.echo(f"{result['session_id']} equal: {result['ticks']} ticks, hash {result['hash']}")
+        return
+    why = "; the stored data changed meanwhile" if result["data_changed"] else ""
+    click.echo(
+        f"{result['session_id']} differs{why}: it had {result['expected_ticks']} ticks with hash"
+        f" {result['expected_hash']}, now there are {result['ticks']} with {result['hash']}"
+    )
 
 
 @session.command("watch")

@@ -30,11 +30,19 @@ from tardisd.config.schema import (
 )
 from tardisd.errors import PluginError
 from tardisd.market.series import DataType, Series, Symbol
+from tardisd.market.time import Interval
 from tardisd.plugins.registry import Registry
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _PLURAL = {kind: section for section, kind in SECTIONS.items()}
+
+
+def _candles(text: str) -> Series:
+    series = Series.parse(text)
+    if series.data_type.interval is None:
+        raise ValueError(f"{text!r} is not of candles; only candles are built from other ticks")
+    return series
 
 
 def check(
@@ -238,20 +246,30 @@ class _Checker:
         for key in LATER:
             if getattr(table, key):
                 self.findings.add((*path, key), "this version cannot do that yet; leave it out")
+        derive = self.parse((*path, "derive"), _candles, table.derive)
+        if not table.series and not table.derive:
+            self.findings.add((*path, "series"), "is empty; name what to replay")
+        if table.forming and not table.derive:
+            self.findings.add((*path, "forming"), "is for candles that `derive` names; add it")
         return SessionPreset(
             name=name,
             series=tuple(series),
-            start=table.start,
-            end=table.end,
-            speed=table.speed,
-            sinks=table.sinks,
-            analyzers=table.analyzers,
+            derive=tuple(derive),
+            barrier=self._barrier(path, table),
             storage=table.storage or default_storage,
-            on_gap=table.on_gap,
-            loop=table.loop,
-            lockstep=table.lockstep,
             table=table,
         )
+
+    def _barrier(self, path: Path, table: SessionTable) -> Interval | None:
+        if table.barrier is None:
+            return None
+        if not table.lockstep:
+            self.findings.add((*path, "barrier"), "is for sessions with `lockstep = true`")
+        try:
+            return Interval.parse(table.barrier)
+        except ValueError as error:
+            self.findings.add((*path, "barrier"), str(error))
+            return None
 
     def rule(self, name: str, default_storage: str) -> BackfillRule | None:
         path = ("backfills", name)

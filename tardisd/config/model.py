@@ -18,9 +18,10 @@ from tardisd.config.schema import (
     SessionTable,
 )
 from tardisd.market.series import Series
+from tardisd.market.time import Interval
 from tardisd.plugins.registry import Registry
 from tardisd.plugins.secret import HIDDEN, Secret
-from tardisd.plugins.sessions import OnGap, SessionRequest, Speed
+from tardisd.plugins.sessions import SessionRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +54,38 @@ class SessionPreset:
 
     name: str
     series: tuple[Series, ...]
-    start: Moment
-    end: Moment
-    speed: Speed
-    sinks: tuple[str, ...]
-    analyzers: tuple[str, ...]
+    derive: tuple[Series, ...]
+    barrier: Interval | None
     storage: str
-    on_gap: OnGap
-    loop: bool
-    lockstep: bool
     table: SessionTable
 
     def request(self, now: int) -> SessionRequest:
         """Return the request it stands for at `now` (ns); ValueError when its span is empty."""
-        start, end = self.start.at(now), self.end.at(now)
+        table = self.table
+        start, end = table.start.at(now), table.end.at(now)
         if end <= start:
             raise ValueError(f"session preset {self.name!r} ends before it starts")
+        until = None if table.until is None else table.until.at(now)
+        if until is not None and not start < until <= end:
+            raise ValueError(f"until of session preset {self.name!r} is not within its span")
         return SessionRequest(
             series=self.series,
             start=start,
             end=end,
-            speed=self.speed,
-            on_gap=self.on_gap,
+            speed=table.speed,
+            start_paused=table.start_paused,
+            on_gap=table.on_gap,
             storage=self.storage,
-            sinks=self.sinks,
+            sinks=table.sinks,
+            loop=table.loop,
+            until=until,
+            max_idle_secs=table.max_idle_secs,
+            lockstep=table.lockstep,
+            barrier=self.barrier,
+            derive=self.derive,
+            forming=table.forming,
+            durable=table.durable,
+            analyzers=table.analyzers,
             origin=f"preset {self.name}",
         )
 

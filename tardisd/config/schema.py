@@ -189,7 +189,6 @@ class SessionTable(Options, frozen=True, kw_only=True):
     series: Annotated[
         tuple[str, ...],
         Meta(
-            min_length=1,
             max_length=1000,
             description="what to replay: exchange:symbol@data_type",
             examples=[["synthetic:BTC/USDT@candle_1m"]],
@@ -217,8 +216,30 @@ class SessionTable(Options, frozen=True, kw_only=True):
         str | None, Meta(description="default: the daemon's storage", examples=["main"])
     ] = None
     on_gap: Annotated[OnGap, Meta(description="where data is missing: mark, skip or fail")] = "mark"
+    start_paused: Annotated[bool, Meta(description="wait for `resume`")] = False
+    until: Annotated[
+        Moment | None,
+        Meta(description="pause by itself at this time, once", examples=["2024-03-01T12:00:00Z"]),
+    ] = None
+    max_idle_secs: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="longest wait for the next tick, in wall time", examples=[2.0]),
+    ] = None
     loop: Annotated[bool, Meta(description="begin again at the end")] = False
     lockstep: Annotated[bool, Meta(description="wait for subscribers to acknowledge")] = False
+    barrier: Annotated[
+        str | None,
+        Meta(description="in lockstep, wait at the closes of this interval only", examples=["1m"]),
+    ] = None
+    derive: Annotated[
+        Names,
+        Meta(
+            description="candles to build from finer series that are stored",
+            examples=[["synthetic:BTC/USDT@candle_5m"]],
+        ),
+    ] = ()
+    forming: Annotated[bool, Meta(description="show derived candles while they form")] = False
+    durable: Annotated[bool, Meta(description="be there again after a restart, paused")] = False
 
 
 class BackfillTable(Options, frozen=True, kw_only=True):
@@ -278,4 +299,4 @@ SECTIONS = {
 # Tables with names of the user's choice below them.
 NAMED = (*SECTIONS, "sessions", "backfills")
 # What the format knows and the replay engine does not yet: refused, and not in the example.
-LATER = ("analyzers", "loop", "lockstep")
+LATER = ("analyzers",)

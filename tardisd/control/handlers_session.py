@@ -9,10 +9,21 @@ import msgspec
 import trio
 
 from tardisd.control.call import Call
-from tardisd.control.methods import NewSession, NoParams, Preset, SessionId, SessionSpeed, Watch
+from tardisd.control.methods import (
+    NewSession,
+    NoParams,
+    Preset,
+    SessionId,
+    SessionSeek,
+    SessionSpeed,
+    SessionStep,
+    Watch,
+    complaint,
+)
 from tardisd.control.services import Services
-from tardisd.control.values import series_of, span_of
 from tardisd.errors import RequestError
+from tardisd.market.time import MILLISECOND
+from tardisd.plugins.session_form import SessionForm, time_field
 from tardisd.plugins.sessions import Block, Evicted, Notice, SessionRequest
 from tardisd.wall import wall_ns
 
@@ -36,20 +47,16 @@ class SessionMethods:
 
     async def create(self, params: NewSession, call: Call) -> dict[str, Any]:
         """Create a session and start its clock."""
-        span = span_of(params.start_time, params.end_time, "start_time", "end_time")
-        request = SessionRequest(
-            series=tuple(series_of(text) for text in params.series),
-            start=span.start,
-            end=span.end,
-            session_id=params.session_id,
-            speed=params.speed,
-            start_paused=params.start_paused,
-            on_gap=params.on_gap,
-            storage=params.storage,
-            sinks=tuple(params.sinks),
-            origin="control",
-        )
-        return await self._begin(request)
+        given = {
+            name: value
+            for name, value in msgspec.structs.asdict(params).items()
+            if value is not None and name != "sinks"
+        }
+        try:
+            form = msgspec.convert(given, SessionForm)
+        except msgspec.ValidationError as error:
+            raise RequestError("bad_request", complaint(str(error))) from None
+        return await self._begin(form.session_request("control", tuple(params.sinks)))
 
     async def start(self, params: Preset, call: Call) -> dict[str, Any]:
         """Start a session from a preset of the configuration."""
@@ -94,6 +101,27 @@ class SessionMethods:
         """Change a session's speed."""
         session = self._services.sessions.get(params.session_id)
         return _notice_json(session.session_id, session.change_speed(params.speed))
+
+    async def seek(self, params: SessionSeek, call: Call) -> dict[str, Any]:
+        """Move a session to another time."""
+        session = self._services.sessions.get(params.session_id)
+        if params.to is not None and params.by is None:
+            notice = session.seek(time_field("to", params.to))
+        elif params.by is not None and params.to is None:
+            notice = session.seek_by(params.by * MILLISECOND)
+        else:
+            raise RequestError("bad_request", "to: give either to (a time) or by (milliseconds)")
+        return _notice_json(session.session_id, notice)
+
+    async def step(self, params: SessionStep, call: Call) -> dict[str, Any]:
+        """Let ticks of a paused session through, or go back."""
+        session = self._services.sessions.get(params.session_id)
+        return _notice_json(session.session_id, await session.step(params.count).wait())
+
+    async def verify(self, params: SessionId, call: Call) -> dict[str, Any]:
+        """Replay a session at max, and compare the hashes."""
+        session = self._services.sessions.get(params.session_id)
+        return {"session_id": session.session_id, **await session.verify()}
 
     async def remove(self, params: SessionId, call: Call) -> dict[str, Any]:
         """Forget an ended session."""

@@ -90,10 +90,23 @@ class SessionSpeed(SessionId, frozen=True, forbid_unknown_fields=True, kw_only=T
     speed: Speed
 
 
+class SessionSeek(SessionId, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where to go: `to` a time, or `by` so many milliseconds."""
+
+    to: Time | None = None
+    by: int | None = None
+
+
+class SessionStep(SessionId, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many ticks to let through; negative to go back."""
+
+    count: int = 1
+
+
 class NewSession(InStorage, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a new session replays; the names are those of the WebSocket's `create_session`."""
 
-    series: Names
+    series: Annotated[list[str], msgspec.Meta(max_length=1000)] = []
     start_time: Time
     end_time: Time
     speed: Speed = 100.0
@@ -101,6 +114,18 @@ class NewSession(InStorage, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     session_id: str | None = None
     on_gap: Literal["mark", "skip", "fail"] = "mark"
     sinks: list[str] = []
+    release: Literal["close", "open-lookahead"] = "close"
+    publish_delay_ms: int = 0
+    loop: bool = False
+    until: Time | None = None
+    max_idle_secs: float | None = None
+    lockstep: bool = False
+    barrier: str | None = None
+    ack_timeout_secs: float = 30.0
+    derive: list[str] = []
+    forming: bool = False
+    durable: bool = False
+    analyzers: list[str] = []
 
 
 class Preset(Params, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -205,6 +230,9 @@ METHODS: Mapping[str, Method] = {
         Method("session.pause", SessionId, "Stop a session's clock."),
         Method("session.resume", SessionId, "Let a session's clock run on."),
         Method("session.speed", SessionSpeed, "Change a session's speed."),
+        Method("session.seek", SessionSeek, "Move a session to another time."),
+        Method("session.step", SessionStep, "Let ticks of a paused session through, or go back."),
+        Method("session.verify", SessionId, "Replay a session at max, and compare the hashes."),
         Method("session.stop", SessionId, "End a session."),
         Method("session.remove", SessionId, "Forget an ended session."),
         Method("session.watch", Watch, "Follow a session until it ends."),
@@ -230,10 +258,10 @@ def decode_params(name: str, params: Mapping[str, Any]) -> Params:
     try:
         return msgspec.convert(params, method.params)
     except msgspec.ValidationError as error:
-        raise ProtocolError(INVALID_PARAMS, "bad_request", _told(str(error))) from None
+        raise ProtocolError(INVALID_PARAMS, "bad_request", complaint(str(error))) from None
 
 
-def _told(text: str) -> str:
+def complaint(text: str) -> str:
     """Return msgspec's message with the parameter's name first."""
     reason, _, path = text.partition(" - at `$")
     field = path.rstrip("`").lstrip(".")

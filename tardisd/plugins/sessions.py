@@ -211,6 +211,12 @@ class Session(Protocol):
         Followers get `stepped` after those ticks, or after `reset` and `snapshot` when going back.
         """
 
+    async def verify(self) -> dict[str, Any]:
+        """Replay what was released in this epoch at `max`, for nobody, and compare the hashes.
+
+        `equal` says whether they agree. Raises RequestError `wrong_state` when nothing is known.
+        """
+
     def acknowledge(self, by: Subscription, epoch: int, seq: int) -> None:
         """Take note that a lockstep follower has dealt with everything up to `seq`."""
 

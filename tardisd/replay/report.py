@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from tardisd.market.time import MILLISECOND
 from tardisd.plugins.sessions import SessionRequest
 from tardisd.replay.course import Course
+
+
+class SinkFacts(Protocol):
+    """What a session tells of the sinks it is delivered to."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return name, state and last error."""
 
 
 def asked(request: SessionRequest) -> dict[str, Any]:

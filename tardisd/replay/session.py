@@ -7,7 +7,7 @@ is on; its loop then goes on with the new one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
@@ -22,8 +22,9 @@ from tardisd.replay.fanout import Follower
 from tardisd.replay.joining import Door, Spawn
 from tardisd.replay.position import Position
 from tardisd.replay.prepare import Opening
+from tardisd.replay.proof import prove
 from tardisd.replay.records import Place
-from tardisd.replay.report import asked, report
+from tardisd.replay.report import SinkFacts, asked, report
 from tardisd.replay.rewind import ticks_before
 from tardisd.replay.source import Source
 from tardisd.replay.timeline import Timeline, Tuning
@@ -35,13 +36,6 @@ ENDED = frozenset({"finished", "stopped", "failed"})
 _ENDINGS = {"finished": "finished", "stopped": "been stopped", "failed": "failed"}
 MAX_STEP = 100_000
 _EMPTY_LOOP_SECS = 0.1
-
-
-class SinkFacts(Protocol):
-    """What a session tells of the sinks it is delivered to."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return name, state and last error."""
 
 
 class ReplaySession:
@@ -326,6 +320,10 @@ class ReplaySession:
         follower = self._audience.make(when_full, forms, name, lockstep)
         self._door.admit(self._course, follower, resume)
         return follower
+
+    async def verify(self) -> dict[str, Any]:
+        """Replay what was released in this epoch once more, and compare the content hashes."""
+        return await prove(self._source, self._course)
 
     # ---- the loop
 

@@ -186,6 +186,27 @@ def test_a_session_by_commands(stored):
     assert "tardisctl session list" in refused
 
 
+def test_moving_a_session_by_commands(stored):
+    words = ["session", "create", "--series", SERIES, *SPAN, "--id", "m", "--paused"]
+    stored.ctl(*words, "--max-idle", "0.01", "--loop", "--until", "2024-03-01T01:30:00Z")
+    assert stored.ctl("session", "step", "m").stdout == "m stepped 1 at 2024-03-01T00:01:00.000Z\n"
+    assert stored.json("session", "step", "m", "4")["count"] == 4
+    assert stored.json("session", "step", "m", "-2")["count"] == -2
+    assert stored.json("session", "show", "m")["epoch"] == 2
+    assert "m sought at 2024-03-01T01:00:00.000Z" in stored.ctl(
+        "session", "seek", "m", "2024-03-01T01:00:00Z"
+    ).stdout  # fmt: skip
+    assert "at 2024-03-01T00:59:00.000Z" in stored.ctl("session", "seek", "m", "-60").stdout
+    assert "at 2024-03-01T01:29:00.000Z" in stored.ctl("session", "seek", "m", "+30m").stdout
+    refused = stored.ctl("session", "seek", "m", "2024-04-01", code=1).stderr
+    assert "is outside the session" in refused
+    assert "write +90s" in stored.ctl("session", "seek", "m", "+soon", code=2).stderr
+    stored.ctl("session", "step", "m", "3")
+    proof = stored.json("session", "verify", "m")
+    assert (proof["equal"], proof["ticks"], proof["epoch"]) == (True, 3, 5)
+    assert stored.ctl("session", "verify", "m").stdout.startswith("m equal: 3 ticks, hash ")
+
+
 def test_watching_a_session(stored):
     words = ["session", "create", "--series", SERIES, *SPAN, "--id", "w", "--paused"]
     stored.ctl(*words, "--speed", "max")

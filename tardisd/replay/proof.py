@@ -1,0 +1,47 @@
+"""Proves what a session has released: replays it from the storage, and compares the hashes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tardisd.errors import RequestError
+from tardisd.replay.block import Prepared
+from tardisd.replay.course import Course
+from tardisd.replay.digest import new_digest
+from tardisd.replay.position import Position
+from tardisd.replay.prepare import Opening
+from tardisd.replay.source import Source
+
+
+async def prove(source: Source, course: Course) -> dict[str, Any]:
+    """Replay an epoch, as far as it has come, for nobody; return both hashes, and if they agree.
+
+    `data_changed` tells that the stored series changed since the session was created. Raises
+    RequestError for a session of which only the end is known.
+    """
+    if not source.materials:
+        raise RequestError(
+            "wrong_state",
+            f"session {source.session_id!r} ended before the daemon was started; create it again",
+        )
+    told, expected = course.progress.ticks, course.progress.hash().hexdigest()
+    opening = Opening(course.begin, middle=course.begin > Position(source.span.start))
+    ticks, found = 0, new_digest()
+    if told:
+        async with source.aside().open(course.number, opening) as items:
+            async for item in items:
+                if isinstance(item, Prepared):
+                    row = min(len(item), told - ticks)
+                    ticks += row
+                    if ticks == told:
+                        found = item.hash_upto(row)
+                        break
+    return {
+        "epoch": course.number,
+        "equal": ticks == told and found.hexdigest() == expected,
+        "ticks": ticks,
+        "hash": found.hexdigest(),
+        "expected_ticks": told,
+        "expected_hash": expected,
+        "data_changed": await source.has_changed(),
+    }
