@@ -30,11 +30,12 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benches/startup.py
 	$(BIN)/python benches/replay.py
+	$(BIN)/python benches/http_stream.py
 	$(BIN)/python benches/backfill.py
 	$(BIN)/python benches/redis.py
 
 clean:
-	rm -rf $(VENV) build dist benches/node_modules benches/results benches/count
+	rm -rf $(VENV) build dist benches/node_modules benches/results benches/count benches/count_http
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

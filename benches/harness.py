@@ -32,10 +32,10 @@ def need(tool: str, why: str) -> str:
     return found
 
 
-def build_counter() -> Path:
-    """Compile the counting client when its source is newer."""
+def build_counter(name: str = "count") -> Path:
+    """Compile a counting client when its source is newer."""
     compiler = need("cc", "to compile the counting client (on Debian: apt install gcc libc6-dev)")
-    source, program = HERE / "count.c", HERE / "count"
+    source, program = HERE / f"{name}.c", HERE / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         subprocess.run([compiler, "-O2", "-o", program, source], check=True)
     return program

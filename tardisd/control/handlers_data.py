@@ -17,9 +17,10 @@ from tardisd.control.call import Call
 from tardisd.control.methods import Export, Import, SeriesPart
 from tardisd.control.patient import patient_writer
 from tardisd.control.services import Services
-from tardisd.control.values import instant_json, part_of, series_of, span_json, span_of
+from tardisd.control.values import instant_json, part_of, series_of, span_of
 from tardisd.errors import RequestError
 from tardisd.market.series import Series
+from tardisd.plugins.storage import span_json
 from tardisd.progress import Progress
 from tardisd.transfer.exporting import export_series
 from tardisd.transfer.importing import ImportResult, import_files

@@ -10,12 +10,12 @@ from tardisd.backfill.strip import coverage_strip
 from tardisd.control.call import Call
 from tardisd.control.methods import Deletion, GapsOf, InStorage, SeriesPart, Showing
 from tardisd.control.services import Services
-from tardisd.control.values import instant_json, part_of, series_of, span_json, span_of
+from tardisd.control.values import instant_json, part_of, series_of, span_of
 from tardisd.errors import RequestError
 from tardisd.market.series import Series
 from tardisd.market.span import Span
-from tardisd.market.time import EARLIEST, LATEST, format_time
-from tardisd.plugins.storage import Provenance, SeriesInfo
+from tardisd.market.time import EARLIEST, LATEST
+from tardisd.plugins.storage import Provenance, span_json
 
 
 class SeriesMethods:
@@ -26,9 +26,7 @@ class SeriesMethods:
 
     async def list(self, params: InStorage, call: Call) -> list[dict[str, Any]]:
         """List stored series."""
-        return [
-            _info_json(info) for info in await self._services.storage(params.storage).list_series()
-        ]
+        return [info.shown() for info in await self._services.storage(params.storage).list_series()]
 
     async def show(self, params: Showing, call: Call) -> dict[str, Any]:
         """Return one series and where its rows came from."""
@@ -40,7 +38,7 @@ class SeriesMethods:
         instrument = await storage.instrument(series)
         pages = await storage.provenance(series, params.limit)
         return {
-            **_info_json(known[0]),
+            **known[0].shown(),
             "tick_size": instrument and instrument.tick_size,
             "lot_size": instrument and instrument.lot_size,
             "listed_at": instrument and instant_json(instrument.listed_at),
@@ -89,22 +87,6 @@ class SeriesMethods:
         span = _deleted(params, series)
         rows = await self._services.storage(params.storage).delete(series, span)
         return {"series": series.text, "rows": rows}
-
-
-def _info_json(info: SeriesInfo) -> dict[str, Any]:
-    return {
-        "series": info.series.text,
-        "exchange": info.series.exchange,
-        "symbol": str(info.series.symbol),
-        "data_type": info.series.data_type.name,
-        "rows": info.rows,
-        "first": instant_json(info.first),
-        "last": instant_json(info.last),
-        "first_time": None if info.first is None else format_time(info.first),
-        "last_time": None if info.last is None else format_time(info.last),
-        "size_bytes": info.size_bytes,
-        "version": info.version,
-    }
 
 
 def _page_json(page: Provenance) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tardisd.control.methods import Time
 from tardisd.errors import RequestError
 from tardisd.market.series import Series
@@ -46,16 +44,6 @@ def part_of(start: Time | None, end: Time | None, whole: Span | None) -> Span | 
     first = whole.start if start is None else time_of(start, "from")
     last = whole.end if end is None else time_of(end, "to")
     return Span(first, max(first, last))
-
-
-def span_json(span: Span) -> dict[str, Any]:
-    """Return a span: `from` and `to` in ms (rounded outward), `start` and `end` exact, as text."""
-    return {
-        "from": span.start // MILLISECOND,
-        "to": -(-span.end // MILLISECOND),
-        "start": format_time(span.start),
-        "end": format_time(span.end),
-    }
 
 
 def instant_json(ts: int | None) -> int | None:

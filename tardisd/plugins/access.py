@@ -59,14 +59,40 @@ class Access:
 
     def refusal(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
         """Return why the handshake is refused, or None when the client may come in."""
+        return self.origin_refusal(headers) or self.token_refusal(path, headers)
+
+    def origin_refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+        """Return why the page that asks is refused, or None."""
         for origin in _values(headers, b"origin"):
             if not self._allows(origin):
                 return (
                     f"origin {origin[:80]!r} is not allowed; add it to allowed_origins"
                     " in the sink's configuration"
                 )
+        return None
+
+    def token_refusal(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+        """Return what is wrong with the token shown, or None; `path` includes the query."""
         if self.token is not None and not self._has_token(path, headers):
             return "token is missing or wrong; send 'Authorization: Bearer …' or '?token=…'"
+        return None
+
+    def host_refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+        """Return why a request to the host it names is refused, or None.
+
+        A browser tells no origin when a page reads from its own address, and a site may rebind its
+        name to 127.0.0.1. Where a token is needed that gains it nothing.
+        """
+        if self.token is not None or "*" in self.origins:
+            return None
+        for host in _values(headers, b"host"):
+            name = urlsplit(f"//{host}").hostname if "[" not in host or "]" in host else None
+            known = {urlsplit(origin).hostname for origin in self.origins}
+            if name is None or not (is_loopback(name) or name in known):
+                return (
+                    f"host {host[:80]!r} is not this machine's loopback; use 127.0.0.1, set token,"
+                    " or add its origin to allowed_origins in the sink's configuration"
+                )
         return None
 
     def _allows(self, origin: str) -> bool:

@@ -6,12 +6,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
 from tardisd.market.columns import Batch
 from tardisd.market.series import Instrument, Series
 from tardisd.market.span import Coverage, Gap, Span
+from tardisd.market.time import MILLISECOND, format_time
 from tardisd.plugins.base import OptionsT, Plugin
 from tardisd.plugins.exchange import Page
 
@@ -43,6 +45,22 @@ class SeriesInfo:
     size_bytes: int
     version: int
 
+    def shown(self) -> dict[str, Any]:
+        """Return it as clients are told of it; times in ms, and as text."""
+        return {
+            "series": self.series.text,
+            "exchange": self.series.exchange,
+            "symbol": str(self.series.symbol),
+            "data_type": self.series.data_type.name,
+            "rows": self.rows,
+            "first": None if self.first is None else self.first // MILLISECOND,
+            "last": None if self.last is None else self.last // MILLISECOND,
+            "first_time": None if self.first is None else format_time(self.first),
+            "last_time": None if self.last is None else format_time(self.last),
+            "size_bytes": self.size_bytes,
+            "version": self.version,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
@@ -52,6 +70,16 @@ class Provenance:
     source: str
     stored_at: int
     rows: Appended
+
+
+def span_json(span: Span) -> dict[str, Any]:
+    """Return a span: `from` and `to` in ms (rounded outward), `start` and `end` exact, as text."""
+    return {
+        "from": span.start // MILLISECOND,
+        "to": -(-span.end // MILLISECOND),
+        "start": format_time(span.start),
+        "end": format_time(span.end),
+    }
 
 
 class Storage(Plugin[OptionsT]):
