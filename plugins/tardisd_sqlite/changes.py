@@ -8,14 +8,12 @@ log2 times. Rows that fall among a cell's rows are merged with it, and the cell 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from tardisd.errors import DataError
-from tardisd.market.check import check_batch
-from tardisd.market.columns import SCHEMAS, Batch
+from tardisd.market.columns import Batch
 from tardisd.market.series import Series
 from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.exchange import Page
@@ -24,30 +22,9 @@ from tardisd_sqlite import catalogue, chunks
 from tardisd_sqlite.catalogue import Entry
 from tardisd_sqlite.chunks import Cell
 from tardisd_sqlite.codec import Codec
-from tardisd_sqlite.merge import CHUNK_ROWS, alike, in_order, merge
+from tardisd_sqlite.merge import CHUNK_ROWS, alike, merge
 
 _SMALL_ROWS = 128
-
-
-def check_page(series: Series, page: Page) -> Batch:
-    """Return the page's rows in storage order, or raise DataError when they cannot be stored."""
-    batch = page.batch
-    if batch.series.key != series.key:
-        raise DataError(f"the page holds rows of {batch.series}, not of {series}")
-    kind = series.data_type.kind
-    if (schema := SCHEMAS.get(kind)) is None:
-        raise DataError(f"{kind} rows cannot be stored yet")
-    if unknown := [name for name in batch.fields if name not in schema.fields]:
-        raise DataError(f"{kind} rows have no column {unknown[0]}")
-    columns: list[Sized | None] = [*batch.fields.values(), batch.ids, batch.sides]
-    if any(column is not None and len(column) != len(batch) for column in columns):
-        raise DataError("columns differ in length")
-    if batch.ids is not None and batch.ids.dtype.kind not in "iS":
-        raise DataError(f"ids are neither int64 nor bytes but {batch.ids.dtype}", column="id")
-    if batch.sides is not None and len(batch) and int(batch.sides.max()) > 1:
-        raise DataError("side is neither buy nor sell", column="side")
-    check_batch(batch, page.span)
-    return in_order(batch)
 
 
 class Change:

@@ -21,11 +21,12 @@ from tardisd.market.series import Instrument, Series
 from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.base import Context, Options
 from tardisd.plugins.exchange import Page
+from tardisd.plugins.pages import check_page
 from tardisd.plugins.storage import Appended, Provenance, SeriesInfo, Storage
 from tardisd.wall import wall_ns
 from tardisd_sqlite import catalogue, chunks
 from tardisd_sqlite.access import Access, Handle
-from tardisd_sqlite.changes import Change, check_page
+from tardisd_sqlite.changes import Change
 
 
 class SqliteOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=True):
