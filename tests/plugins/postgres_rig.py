@@ -1,0 +1,124 @@
+"""What the tests of the storage `postgres` share: schemas of their own, and private servers."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import psycopg
+import services
+from psycopg.conninfo import make_conninfo
+
+from tardisd.plugins.secret import Secret
+from tardisd.testing.exchange import suite_context
+from tardisd_postgres.plugin import PostgresOptions, PostgresStorage
+from tardisd_postgres.rows import TABLES
+
+
+@contextmanager
+def own_schema():
+    """Name a schema that nobody else uses; it is gone afterwards."""
+    dsn, name = services.postgres_dsn(), f"tardisd_test_{secrets.token_hex(6)}"
+    try:
+        yield name
+    finally:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("SET client_min_messages TO warning")
+            connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE")
+
+
+def plugin_of(schema, folder, dsn=None, **options):
+    """Return an instance that keeps its tables in the schema."""
+    options.setdefault("pool_min", 2)
+    # Without waiting for the disk at each commit: only a crash of the machine tells the difference.
+    quick = make_conninfo(dsn or services.postgres_dsn(), options="-c synchronous_commit=off")
+    chosen = PostgresOptions(dsn=Secret(quick), schema=schema, **options)
+    return PostgresStorage(chosen, suite_context("main", folder))
+
+
+@asynccontextmanager
+async def opened(schema, folder, dsn=None, **options):
+    """Run an instance."""
+    plugin = plugin_of(schema, folder, dsn, **options)
+    async with plugin.run():
+        yield plugin
+
+
+@contextmanager
+def sql(schema, dsn=None):
+    """Connect beside the plugin, to look at its tables or to disturb it."""
+    with psycopg.connect(dsn or services.postgres_dsn(), autocommit=True) as connection:
+        connection.execute(f"SET search_path TO {schema}".encode())
+        yield connection
+
+
+def empty(schema):
+    """Remove all that is stored, and leave the tables."""
+    with sql(schema) as connection, connection.transaction():
+        connection.execute("SET LOCAL synchronous_commit TO off")
+        for table in TABLES.values():
+            connection.execute(f"DELETE FROM {table.name}; DELETE FROM {table.dead}")
+        for name in ("coverage", "gap", "provenance", "instrument", "lease", "series"):
+            connection.execute(f"DELETE FROM {name}")
+
+
+class Server:
+    """A PostgreSQL of one's own, which may be killed."""
+
+    def __init__(self, folder, binaries):
+        self.folder, self._binaries = folder, binaries
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def run(self, program, *words):
+        """Run one of PostgreSQL's programs, which refuse to be run by root."""
+        command = [self._binaries / program, *words]
+        if os.geteuid() == 0:
+            command = ["runuser", "-u", "postgres", "--", *command]
+        subprocess.run(command, check=True, cwd=self.folder, capture_output=True)
+
+    def start(self):
+        settings = f"-p {self.port} -c listen_addresses=127.0.0.1"
+        settings += f" -c unix_socket_directories={self.folder} -c fsync=off"
+        log = self.folder / "log"
+        self.run(
+            "pg_ctl", "-s", "-w", "-D", self.folder / "data", "-l", log, "-o", settings, "start"
+        )
+
+    def stop(self, mode="immediate"):
+        """Stop it; `immediate` is a crash as far as clients and data are concerned."""
+        self.run("pg_ctl", "-s", "-w", "-D", self.folder / "data", "-m", mode, "stop")
+
+    @property
+    def runs(self):
+        return (self.folder / "data" / "postmaster.pid").exists()
+
+
+@contextmanager
+def own_server():
+    """Run a PostgreSQL of one's own in a temporary folder."""
+    services.postgres_dsn()  # where that is missing, this is not wanted either
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [shutil.which("initdb")]
+    if found[-1] is None:
+        services.missing("PostgreSQL's program initdb")
+    # Not below pytest's own folder, into which only its owner may look.
+    folder = Path(tempfile.mkdtemp(prefix="tardisd-pg-"))
+    server = Server(folder, Path(found[-1]).parent)
+    try:
+        if os.geteuid() == 0:
+            shutil.chown(folder, "postgres")
+        server.run("initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "-N")
+        server.start()
+        yield server
+    finally:
+        if server.runs:
+            server.stop()
+        shutil.rmtree(folder)
