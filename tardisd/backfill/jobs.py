@@ -17,7 +17,7 @@ import trio
 
 from tardisd.backfill.fetching import fetch_part, patiently
 from tardisd.backfill.instruments import InstrumentKeeper
-from tardisd.backfill.plan import closed_before, missing_spans
+from tardisd.backfill.plan import fetchable, missing_spans
 from tardisd.backfill.records import (
     CANCELLED,
     COOLING_DOWN,
@@ -36,7 +36,7 @@ from tardisd.market.span import Span
 from tardisd.plugins.exchange import Exchange
 from tardisd.plugins.storage import Storage
 from tardisd.state import JobRecord, State
-from tardisd.supervise import attempt, describe, outcome
+from tardisd.supervise import attempt, describe
 from tardisd.wall import wall_ns
 
 log = Log("tardisd.backfill")
@@ -262,7 +262,7 @@ class JobBook:
             first = job.parts[0]
             now = await patiently(first, self._exchanges[first.exchange].server_time)
             job.span = span_at(now)
-        spans = [_span_of(part, job.span, now) for part in job.parts]
+        spans = [fetchable(part.series, job.span, now) for part in job.parts]
         again = 1 if job.rule is None else RECENT_CANDLES
         if (storage := self._storages.get(job.storage)) is None:
             text = f"no storage is named {job.storage!r} any more"
@@ -290,22 +290,31 @@ class JobBook:
             text = f"no exchange instance is named {part.exchange!r} any more"
             self._fail(job, [part], RequestError("bad_request", text))
             return
-        on_page = partial(self._paged, job)
         part.state, part.message = WAITING, "another job fetches this series"
         async with self._sole(job.storage, part.series):
-            part.message = f"{SERIES_AT_ONCE} other series of {exchange.name} come first"
-            async with self._rooms.setdefault(exchange.name, trio.Semaphore(SERIES_AT_ONCE)):
-                _, error = await outcome(
-                    partial(fetch_part, part, span, exchange, storage, again=again, on_page=on_page)
-                )
-                if part.pages:
-                    await self._instruments.keep(part.series, part.exchange, exchange, storage)
+            fetch = partial(self._fetch, exchange, storage, again, partial(self._paged, job))
+            error = await attempt(fetch, part, span)
         if error is None:
             part.state, part.message = FINISHED, ""
         else:
             self._fail(job, [part], error)
         job.settle()
         self._paged(job)
+
+    async def _fetch(
+        self, exchange: Exchange[Any], storage: Storage[Any], again: int,
+        on_page: Callable[[], None], part: Part, span: Span,
+    ) -> None:  # fmt: skip
+        """Fetch when no other daemon does, and when the venue has room."""
+        part.message = "another daemon fetches this series"
+        async with storage.lease(part.series):
+            part.message = f"{SERIES_AT_ONCE} other series of {exchange.name} come first"
+            async with self._rooms.setdefault(exchange.name, trio.Semaphore(SERIES_AT_ONCE)):
+                try:
+                    await fetch_part(part, span, exchange, storage, again=again, on_page=on_page)
+                finally:
+                    if part.pages:
+                        await self._instruments.keep(part.series, part.exchange, exchange, storage)
 
     @asynccontextmanager
     async def _sole(self, storage: str, series: Series) -> AsyncIterator[None]:
@@ -387,11 +396,3 @@ def _refuse_unknown(part: Part, exchange: Exchange[Any]) -> None:
     if name not in known:
         text = f"{part.series}: {exchange.name} has no {name}; it has {', '.join(known)}"
         raise RequestError("bad_request", text)
-
-
-def _span_of(part: Part, span: Span | None, now: int | None) -> Span | None:
-    """Return what to fetch of a part: not beyond what is closed at `now`, or None for nothing."""
-    if span is None or now is None:
-        return span
-    end = min(span.end, closed_before(part.series, now))
-    return Span(span.start, end) if span.start < end else None

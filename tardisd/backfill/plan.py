@@ -37,3 +37,11 @@ def _whole(span: Span, interval: Interval) -> Span:
     """Return the span widened to whole candles, within the years that times may have."""
     start, end = interval.floor(span.start), interval.ceil(span.end)
     return Span(max(start, min(EARLIEST, span.start)), min(end, max(LATEST, span.end)))
+
+
+def fetchable(series: Series, span: Span | None, now: int | None) -> Span | None:
+    """Return what to fetch of a span: not beyond what is closed at `now`, or None for nothing."""
+    if span is None or now is None:
+        return span
+    end = min(span.end, closed_before(series, now))
+    return Span(span.start, end) if span.start < end else None

@@ -7,6 +7,7 @@ whichever optional packages are there.
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 import tomllib
 from typing import Any
@@ -33,6 +34,7 @@ _HEAD = """\
 # { file = "PATH" } or { credential = "NAME" } (systemd).
 """
 _OURS = "tardisd"
+_SECTION = re.compile(r"^(?:# )?\[(\w+)\.", re.MULTILINE)
 
 
 def example() -> str:
@@ -69,7 +71,9 @@ def _samples() -> list[tuple[str, dict[str, Any]]]:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise TardisError(f"{path} is not TOML: {error}") from None
-        order = min((list(SECTIONS).index(key) for key in table if key in SECTIONS), default=99)
+        # A sample of what few people have, a server for one, stands there as a comment.
+        sections = _SECTION.findall(text)
+        order = min((list(SECTIONS).index(key) for key in sections if key in SECTIONS), default=99)
         found.append((order, name, text, table))
     return [(text, table) for _, _, text, table in sorted(found, key=lambda it: it[:2])]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,16 @@ class Storage(Plugin[OptionsT]):
     @abstractmethod
     async def put_instrument(self, instrument: Instrument) -> None:
         """Keep the instrument, replacing what is known of the same exchange and symbol."""
+
+    def lease(self, series: Series) -> AbstractAsyncContextManager[None]:
+        """Hold the right to fetch the series while the block lasts, waiting for who has it.
+
+        Optional, for a storage that several daemons share: only one of them fetches a series at a
+        time, and one that has waited finds in the coverage what the other has stored. The right of
+        a daemon that dies ends by itself. A storage of one daemon grants it at once. Raises
+        StorageError, also amid the block when the right was lost.
+        """
+        return nullcontext()
 
     async def provenance(self, series: Series, limit: int) -> Sequence[Provenance]:
         """Return where the pages stored last came from, newest first, at most `limit`.

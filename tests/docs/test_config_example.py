@@ -58,4 +58,8 @@ def test_every_sample_is_in_it():
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.parent.name)
 def test_every_sample_loads(sample, load):
     text = sample.read_text()
-    load(text if "[storages." in text else text + '\n[storages.main]\nplugin = "sqlite"\n')
+    load(
+        text
+        if re.search(r"^\[storages\.", text, re.MULTILINE)
+        else text + '\n[storages.main]\nplugin = "sqlite"\n'
+    )
