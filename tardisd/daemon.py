@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 import trio
 
 from tardisd import log as logs
+from tardisd.allocator import keep_freed_memory
 from tardisd.backfill.jobs import JobBook
 from tardisd.backfill.rules import rules_running
 from tardisd.config.model import Config
@@ -229,6 +230,7 @@ def run(config: Config) -> int:
     """Run a daemon until it is told to stop; return the exit code, having logged why not 0."""
     logs.set_up(config.daemon.log_level, config.daemon.log_format)
     _raise_descriptor_limit()
+    keep_freed_memory()
     daemon = Daemon(config)
     code = 0
     try:

@@ -107,18 +107,25 @@ def _checksum(series_id: int, first: int, last: int, rows: int, data: bytes) -> 
 
 def decode(codec: Codec, series: Series, series_id: int, chunk: Chunk, data: bytes | None) -> Batch:
     """Return the chunk's rows; StorageCorrupt names series and span when they are damaged."""
+    found = None
+    if data is not None:
+        found = _checksum(series_id, chunk.first_ts, chunk.last_ts, chunk.rows, data)
+    if data is None or chunk.codec != CODEC or found != chunk.checksum:
+        raise _damage(series, chunk, data)
+    return codec.decode(series, chunk.rows, data)
+
+
+def _damage(series: Series, chunk: Chunk, data: bytes | None) -> StorageCorrupt:
+    """Return what to tell of a chunk that cannot be decoded."""
     span = Span(chunk.first_ts, chunk.last_ts + 1)
     where = f"{series} in {span}"
     ends = f"--from {format_time(span.start)} --to {format_time(span.end)}"
     remedy = f"`tardisctl series delete {series} {ends}`, then import or backfill that again"
     if data is None:
-        raise StorageCorrupt(f"the rows of {where} are missing; {remedy}")
+        return StorageCorrupt(f"the rows of {where} are missing; {remedy}")
     if chunk.codec != CODEC:
-        raise StorageCorrupt(f"{where} is packed by codec {chunk.codec}, known is {CODEC}")
-    expected = _checksum(series_id, chunk.first_ts, chunk.last_ts, chunk.rows, data)
-    if expected != chunk.checksum:
-        raise StorageCorrupt(f"the rows of {where} fail their checksum; {remedy}")
-    return codec.decode(series, chunk.rows, data)
+        return StorageCorrupt(f"{where} is packed by codec {chunk.codec}, known is {CODEC}")
+    return StorageCorrupt(f"the rows of {where} fail their checksum; {remedy}")
 
 
 def _chunks(connection: sqlite3.Connection, where: str, values: tuple[int, ...]) -> list[Chunk]:

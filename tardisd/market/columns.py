@@ -18,7 +18,11 @@ from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd.market.time import SECOND, Interval
 
-BUY, SELL, NO_SIDE = 0, 1, 2  # a batch has sides for all its rows or none; merged ticks may mix
+SIDES = BUY, SELL, NO_SIDE = (
+    0,
+    1,
+    2,
+)  # a batch has sides for all its rows or none; merged ticks may mix
 
 # Venue ids: int64 when every id of the column is an integer, else fixed-width UTF-8 bytes.
 Ids = NDArray[Any]

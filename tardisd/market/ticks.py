@@ -43,6 +43,11 @@ class Parts:
     @classmethod
     def concat(cls, columns: Sequence[Decimals | None], lengths: Sequence[int]) -> Parts:
         """Return the columns one after another at a common scale; None is wholly absent."""
+        first = columns[0]
+        if first is not None and all(_alike(first, column) for column in columns):
+            mantissas = _join([column.mantissa for column in columns if column is not None])
+            whole, rest = Decimals(mantissas, first.scale).parts(first.scale)
+            return cls(whole, rest if first.scale else None, first.scale, None)
         scale = max((column.needed_scale for column in columns if column is not None), default=0)
         whole = np.zeros(sum(lengths), np.int64)
         fraction = np.zeros(sum(lengths), np.int64) if scale else None
@@ -65,7 +70,10 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ticks:
-    """Rows of one kind: `series[rank[i]]` is the series of row i."""
+    """Rows of one kind: `series[rank[i]]` is the series of row i.
+
+    Where every tick is released at its own time, `ts_release` is the array `ts_event` itself.
+    """
 
     schema: Schema
     series: tuple[Series, ...]
@@ -96,7 +104,12 @@ class Ticks:
         `series` is the table that ranks refer to; without it, it is made of the batches.
         """
         table = series or tuple(batch.series for batch in batches)
-        ranks = [table.index(batch.series) for batch in batches]
+        # Comparing series is slow; those of a session are nearly always the table's own objects.
+        places = {id(one): rank for rank, one in enumerate(table)}
+        ranks = [
+            table.index(batch.series) if (rank := places.get(id(batch.series))) is None else rank
+            for batch in batches
+        ]
         schema = batches[0].schema
         lengths = [len(batch) for batch in batches]
         ids = [batch.ids for batch in batches if batch.ids is not None]
@@ -110,12 +123,14 @@ class Ticks:
             np.full(len(batch), NO_SIDE, np.uint8) if batch.sides is None else batch.sides
             for batch in batches
         ]
+        events = _join([batch.ts_event for batch in batches])
+        instants = all(r is b.ts_event for r, b in zip(releases, batches, strict=True))
         return cls(
             schema,
             table,
             np.repeat(np.array(ranks, np.intp), lengths),
-            _join([batch.ts_event for batch in batches]),
-            _join(list(releases)),
+            events,
+            events if instants else _join(list(releases)),
             {
                 name: Parts.concat([batch.fields.get(name) for batch in batches], lengths)
                 for name in schema.fields
@@ -132,12 +147,13 @@ class Ticks:
 
     def take(self, order: Order | slice) -> Ticks:
         """Return the rows of `order`."""
+        events = self.ts_event[order]
         return Ticks(
             self.schema,
             self.series,
             self.rank[order],
-            self.ts_event[order],
-            self.ts_release[order],
+            events,
+            events if self.ts_release is self.ts_event else self.ts_release[order],
             {name: parts.take(order) for name, parts in self.fields.items()},
             None if self.ids is None else self.ids[order],
             None if self.sides is None else self.sides[order],
@@ -166,6 +182,13 @@ class Ticks:
                 sides = None
             found.append((Batch(self.series[rank], part.ts_event, fields, ids, sides), rows))
         return found
+
+
+def _alike(first: Decimals, other: Decimals | None) -> bool:
+    """Tell whether two columns can be joined as they are: the case of nearly every venue's data."""
+    if other is None or other.fraction is not None or other.present is not None:
+        return False
+    return first.fraction is None and first.present is None and other.scale == first.scale
 
 
 def _join(columns: list[Ints]) -> Ints:

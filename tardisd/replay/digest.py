@@ -12,7 +12,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from tardisd.market.columns import SELL, Ids
+from tardisd.market.columns import NO_SIDE, SELL, SIDES, Ids
 from tardisd.market.decimals import DIGITS, POWERS
 from tardisd.market.ticks import Ticks
 
@@ -34,23 +34,32 @@ def new_digest() -> blake2b:
     return blake2b(digest_size=32)
 
 
+@lru_cache(maxsize=64)
+def _layout(fields: int) -> np.dtype[np.void]:
+    """Return the record of ticks with so many decimal fields."""
+    parts = [f"{part}{at}" for at in range(fields) for part in ("whole", "fraction")]
+    head = [("series", "<u8"), ("event", "<i8"), ("release", "<i8"), ("id", "<u8"), ("bits", "<u4")]
+    return np.dtype([*head, *((part, "<i8") for part in parts)])
+
+
 def records(ticks: Ticks) -> NDArray[np.void]:
     """Return one record per row, to be hashed in order."""
     names = ticks.schema.fields
-    layout = [
-        ("series", "<u8"),
-        ("event", "<i8"),
-        ("release", "<i8"),
-        ("id", "<u8"),
-        ("bits", "<u4"),
-    ]
-    layout += [(f"{part}{at}", "<i8") for at in range(len(names)) for part in ("whole", "fraction")]
-    out = np.zeros(len(ticks), np.dtype(layout))
-    hashes = np.array([_series_hash(series.text) for series in ticks.series], np.uint64)
-    out["series"] = hashes[0] if len(hashes) == 1 else hashes[ticks.rank]
+    bits = 0
+    for at, name in enumerate(names):
+        if name in ticks.fields and ticks.fields[name].present is None:
+            bits |= 1 << (_FIRST_FIELD_BIT + at)
+    numbers, present = None, None
+    if ticks.ids is not None:
+        numbers, present = id_numbers(ticks.ids)
+        bits |= (present is None) << _ID_BIT
+    out = _beginnings(ticks, bits)
     out["event"] = ticks.ts_event
     out["release"] = ticks.ts_release
-    constant = 0
+    if numbers is not None:
+        out["id"] = numbers
+        if present is not None:
+            out["bits"] |= present.astype(np.uint32) << np.uint32(_ID_BIT)
     for at, name in enumerate(names):
         parts = ticks.fields.get(name)
         if parts is None:
@@ -61,23 +70,20 @@ def records(ticks: Ticks) -> NDArray[np.void]:
             if parts.scale < DIGITS:
                 scaled = scaled * POWERS[DIGITS - parts.scale]
             out[f"fraction{at}"] = scaled
-        bit = 1 << (_FIRST_FIELD_BIT + at)
-        if parts.present is None:
-            constant |= bit
-        else:
-            out["bits"] += parts.present.astype(np.uint32) * np.uint32(bit)
-    if ticks.ids is not None:
-        numbers, present = id_numbers(ticks.ids)
-        out["id"] = numbers
-        if present is None:
-            constant |= 1 << _ID_BIT
-        else:
-            out["bits"] += present.astype(np.uint32)
-    if ticks.sides is not None:
-        out["bits"] += (ticks.sides == SELL).astype(np.uint32) << np.uint32(_SELL_BIT)
-    if constant:
-        out["bits"] += np.uint32(constant)
+        if parts.present is not None:
+            out["bits"] |= parts.present.astype(np.uint32) << np.uint32(_FIRST_FIELD_BIT + at)
     return out
+
+
+def _beginnings(ticks: Ticks, bits: int) -> NDArray[np.void]:
+    """Return records with what depends on series and side only: all else is 0."""
+    sides = (NO_SIDE,) if ticks.sides is None else SIDES
+    kinds = np.zeros((len(ticks.series), len(sides)), _layout(len(ticks.schema.fields)))
+    for series, row in zip(ticks.series, kinds, strict=True):
+        row["series"] = _series_hash(series.text)
+        row["bits"] = [bits | (side == SELL) << _SELL_BIT for side in sides]
+    which = ticks.rank if ticks.sides is None else ticks.rank * len(SIDES) + ticks.sides
+    return kinds.reshape(-1).take(which)
 
 
 def id_numbers(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:

@@ -29,7 +29,7 @@ from tardisd.replay.stored import material, refuse_without_data
 from tardisd.replay.timeline import Timeline, Tuning
 from tardisd.state import SessionRecord, State
 from tardisd.wall import wall_ns
-from tardisd.wire.digits import make_tables
+from tardisd.wire.encode import make_tables
 
 log = Log("tardisd.sessions")
 

@@ -115,6 +115,7 @@ class Source:
                 preparer = Preparer(stamp, opening, feeds.merger, self.workers.hasher, self.demand)
                 while not feeds.merger.done or preparer.busy:
                     if not preparer.busy:
+                        feeds.merger.window_ticks = TICKS_A_JOB if self.unpaced() else 0
                         await feeds.fill()
                     if self.unpaced() and self.workers.alone():
                         items = preparer.work(BLOCK_TICKS)
@@ -198,13 +199,14 @@ class _Feeds:
     span: Span
 
     async def fill(self) -> None:
-        """Give each hungry track its next batch, or tell it that nothing more comes."""
-        for track in self.merger.hungry():
-            batch = await _next_batch(self.channels[track.series], self.span)
-            if batch is None:
-                track.finish()
-            else:
-                self.merger.feed(track, batch)
+        """Give hungry tracks their next batches, or tell them that nothing more comes."""
+        while hungry := self.merger.hungry():
+            for track in hungry:
+                batch = await _next_batch(self.channels[track.series], self.span)
+                if batch is None:
+                    track.finish()
+                else:
+                    self.merger.feed(track, batch)
 
 
 async def _next_batch(channel: _Batches, span: Span) -> Batch | None:

@@ -25,6 +25,7 @@ def make_stream(
     publish_delay: int = 0,
     lookahead: bool = False,
     epoch: int = 1,
+    window_ticks: int = 0,
 ) -> list[SessionBlock | Mark]:
     """Return what a session over the batches delivers: blocks and gap marks, in total order.
 
@@ -42,19 +43,20 @@ def make_stream(
         Track(series, span, (coverage or {}).get(series, whole), (), publish_delay)
         for series in by_series
     ]
-    merger = Merger(tracks, lookahead)
+    merger = Merger(tracks, lookahead, window_ticks)
     rest = {series: iter(parts) for series, parts in by_series.items()}
     encoders = make_encoders(Frame("tick", session_id, epoch, lookahead))
     stream: list[SessionBlock | Mark] = []
     seq, digest = 1, new_digest()
     while not merger.done:
-        for track in merger.hungry():
-            rows = (one.within(span) for one in rest[track.series])
-            found = next((one for one in rows if len(one)), None)
-            if found is None:
-                track.finish()
-            else:
-                merger.feed(track, found)
+        while hungry := merger.hungry():
+            for track in hungry:
+                rows = (one.within(span) for one in rest[track.series])
+                found = next((one for one in rows if len(one)), None)
+                if found is None:
+                    track.finish()
+                else:
+                    merger.feed(track, found)
         window = merger.window()
         for item in window:
             if isinstance(item, Mark):

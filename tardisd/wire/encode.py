@@ -15,11 +15,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tardisd.market.columns import Ids, closes
+from tardisd.market.columns import NO_SIDE, SIDES, Ids, closes
 from tardisd.market.decimals import Decimals, Ints
 from tardisd.market.series import Series
 from tardisd.market.ticks import Parts, Ticks
-from tardisd.wire.digits import BLANK, Grid, digit_count, fraction_digits
+from tardisd.wire import digits, moments
+from tardisd.wire.digits import BLANK, Grid, digit_count, extent, shared_digits
+from tardisd.wire.moments import Moments
 
 Form = Literal["tick", "batch", "ndjson", "data", "csv"]
 FORMS: tuple[Form, ...] = ("tick", "batch", "ndjson", "data", "csv")
@@ -27,13 +29,19 @@ FORMS: tuple[Form, ...] = ("tick", "batch", "ndjson", "data", "csv")
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Room for a field in every row, and what writes it."""
+    """Room for a field in every row: the text that all rows share, and what writes the rest."""
 
-    width: int
+    text: bytes
     write: Callable[[Grid, int], None] | None
 
+    @property
+    def width(self) -> int:
+        """How many bytes the field takes."""
+        return len(self.text)
 
-_Piece = bytes | Slot | Callable[[Series], bytes]
+
+# What is the same in all rows, or depends on a row's series and side only, is no slot.
+_Piece = bytes | Slot | Callable[[Series, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """One row of bytes per series, and where in a row the slots are."""
+    """One row of bytes per series and side, and where in a row the slots are."""
 
     rows: NDArray[np.uint8]
     places: list[int]
@@ -66,16 +74,21 @@ class Encoder:
     def encode(self, ticks: Ticks, seqs: Ints) -> tuple[NDArray[np.uint8], int | None]:
         """Return one row of bytes per tick, and where in a row the wall time is to be stamped."""
         pieces = list(self._pieces(ticks, seqs))
-        key = (id(ticks.series), *(piece.width for piece in pieces if isinstance(piece, Slot)))
+        slots = [piece for piece in pieces if isinstance(piece, Slot)]
+        key = (id(ticks.series), ticks.sides is None, *[len(slot.text) for slot in slots])
         template = self._templates.get(key)
         if template is None:
             if len(self._templates) > 256:  # widths vary within narrow bounds; never grow forever
                 self._templates.clear()
-            template = self._templates[key] = _template(pieces, ticks.series, self.frame.form)
-        rows = template.rows.take(ticks.rank, axis=0)
+            template = self._templates[key] = _template(pieces, ticks, self.frame.form)
+        shared = template.rows.copy()
+        for slot, offset in zip(slots, template.places, strict=True):
+            if not slot.text.isspace():
+                shared[:, offset : offset + len(slot.text)] = np.frombuffer(slot.text, np.uint8)
+        variant = ticks.rank if ticks.sides is None else ticks.rank * len(SIDES) + ticks.sides
+        rows = shared.take(variant, axis=0)
         grid = Grid(rows)
         stamp = None
-        slots = (piece for piece in pieces if isinstance(piece, Slot))
         for slot, offset in zip(slots, template.places, strict=True):
             if slot.write is None:
                 stamp = offset
@@ -91,11 +104,11 @@ class Encoder:
         if frame.form == "tick":
             yield f'{{"type":"tick","session_id":{json.dumps(frame.session_id)}'.encode()
             yield f',"epoch":{frame.epoch},"seq":'.encode()
-            yield _integers(seqs)
+            yield _sequence(seqs)
             yield b","
         elif frame.form == "ndjson":
             yield b'{"seq":'
-            yield _integers(seqs)
+            yield _sequence(seqs)
             yield b","
         else:
             yield b"{"
@@ -107,19 +120,20 @@ class Encoder:
             yield b',"lookahead":true'
         if frame.stamped:
             yield b',"replay_time":'
-            yield Slot(13, None)
+            yield Slot(b" " * 13, None)
         yield {"tick": b"}}", "batch": b"},", "ndjson": b"}\n", "data": b"}"}[frame.form]
 
 
 def _data_pieces(ticks: Ticks) -> Iterator[_Piece]:
+    events = Moments(ticks.ts_event)
     yield b'"timestamp":'
-    yield Slot(13, lambda grid, at: grid.put_milliseconds(at, ticks.ts_event))
+    yield Slot(events.milliseconds_text(), events.put_milliseconds)
     yield b',"datetime":"'
-    yield _datetimes(ticks.ts_event)
+    yield Slot(events.datetime_text(), events.put_datetime)
     if ticks.kind == "candle":
-        ends = _close_times(ticks)
+        ends = Moments(_close_times(ticks))
         yield b',"close_time":'
-        yield Slot(13, lambda grid, at: grid.put_milliseconds(at, ends))
+        yield Slot(ends.milliseconds_text(), ends.put_milliseconds)
     yield b","
     yield _names
     if ticks.ids is not None:
@@ -127,11 +141,12 @@ def _data_pieces(ticks: Ticks) -> Iterator[_Piece]:
     for name, parts in ticks.fields.items():
         yield from _number_pieces(f',"{name}":'.encode(), parts)
     if ticks.sides is not None:
-        yield _sides(ticks.sides, (b',"side":"buy"', b',"side":"sell"', b""))
+        yield lambda _, side: (b',"side":"buy"', b',"side":"sell"', b"")[side]
 
 
 def _csv_pieces(ticks: Ticks) -> Iterator[_Piece]:
-    yield _datetimes(ticks.ts_event, b",")
+    events = Moments(ticks.ts_event)
+    yield Slot(events.datetime_text(b","), lambda grid, at: events.put_datetime(grid, at, b","))
     if ticks.schema.has_id:
         if ticks.ids is None:
             yield b","
@@ -149,7 +164,7 @@ def _csv_pieces(ticks: Ticks) -> Iterator[_Piece]:
             yield b"," if at else b""
     if ticks.sides is not None:
         yield b","
-        yield _sides(ticks.sides, (b"buy", b"sell", b""))
+        yield lambda _, side: (b"buy", b"sell", b"")[side]
     yield b"\n"
 
 
@@ -160,11 +175,11 @@ def _csv_cell(text: str) -> str:
     return text
 
 
-def _channel(series: Series) -> bytes:
+def _channel(series: Series, _: int) -> bytes:
     return f'"channel":"{series.data_type}"'.encode()
 
 
-def _names(series: Series) -> bytes:
+def _names(series: Series, _: int) -> bytes:
     symbol = json.dumps(str(series.symbol), ensure_ascii=False)
     text = f'"symbol":{symbol},"exchange":"{series.exchange}"'
     if series.data_type.interval is not None:
@@ -185,39 +200,38 @@ def _close_times(ticks: Ticks) -> Ints:
     return ends
 
 
-def _datetimes(times: Ints, end: bytes = b'"') -> Slot:
-    digits = fraction_digits(times)
-    return Slot(22 + digits, lambda grid, at: grid.put_datetime(at, times, digits, end))
+def _sequence(seqs: Ints) -> Slot:
+    first, last = int(seqs[0]), int(seqs[-1])
+    if last - first != len(seqs) - 1:
+        return _integers(seqs)
+    text = shared_digits(first, last).ljust(digit_count(last))
+    return Slot(text, lambda grid, at: grid.put_counting(at, first))
 
 
 def _integers(values: Ints) -> Slot:
-    low, high = int(values.min()), int(values.max())
+    low, high = extent(values)
     if low < 0:
         return _texts([str(value) for value in values.tolist()])
-    return Slot(digit_count(high), lambda grid, at: grid.put_digits(at, values, low, high))
+    text = shared_digits(low, high).ljust(digit_count(high))
+    return Slot(text, lambda grid, at: grid.put_varying(at, values, low, high))
 
 
 def _texts(texts: Iterable[str]) -> Slot:
     column = np.array([text.encode() for text in texts], np.bytes_)
-    return Slot(column.dtype.itemsize, lambda grid, at: grid.put_text(at, column))
-
-
-def _sides(sides: NDArray[np.uint8], texts: tuple[bytes, bytes, bytes]) -> Slot:
-    """Return the slot of the taker side: the texts of BUY, SELL and NO_SIDE."""
-    width = max(map(len, texts))
-    table = np.array([text.ljust(width) for text in texts], f"S{width}")
-
-    def write(grid: Grid, at: int) -> None:
-        grid.words(at, f"S{width}")[...] = table.take(sides)
-
-    return Slot(width, write)
+    return Slot(b" " * column.dtype.itemsize, lambda grid, at: grid.put_text(at, column))
 
 
 def _id_pieces(ids: Ids) -> Iterator[_Piece]:
     if ids.dtype.kind == "i" and (low := int(ids.min())) >= 0:
         high = int(ids.max())
+        quote = b'"' if digit_count(low) == digit_count(high) else b" "
+
+        def write(grid: Grid, at: int) -> None:
+            grid.put_varying(at + 1, ids, low, high)
+            grid.put_quotes(at, ids, low, high)
+
         yield b',"id":'
-        yield Slot(digit_count(high) + 1, lambda grid, at: grid.put_quoted(at, ids, low, high))
+        yield Slot(quote + shared_digits(low, high).ljust(digit_count(high)), write)
         yield b'"'
         return
     texts = ids.tolist()
@@ -237,8 +251,8 @@ def _number_pieces(prefix: bytes, parts: Parts, keep_prefix: bool = False) -> It
     """Return the pieces of a decimal column; where a value is absent its prefix goes too."""
     absent = None if parts.present is None else np.flatnonzero(~parts.present)
     whole, fraction, scale = parts.whole, parts.fraction, parts.scale
-    low, high = int(whole.min()), int(whole.max())
-    negative = low < 0 or (fraction is not None and int(fraction.min()) < 0)
+    low, high = extent(whole)
+    negative = low < 0 or (fraction is not None and int(np.minimum.reduce(fraction)) < 0)
     if absent is not None and not keep_prefix:
         prefix, lead = b"", prefix
     else:
@@ -247,16 +261,17 @@ def _number_pieces(prefix: bytes, parts: Parts, keep_prefix: bool = False) -> It
     if negative:
         number = _texts(text or "" for text in _decimal_texts(parts))
     else:
-        digits = digit_count(high)
-        width = digits + (scale + 1 if fraction is not None else 0)
+        width = digit_count(high)
+        text = shared_digits(low, high).ljust(width)
+        if fraction is not None:
+            text += b"." + b" " * scale
 
         def write(grid: Grid, at: int) -> None:
-            grid.put_digits(at, whole, low, high)
+            grid.put_varying(at, whole, low, high)
             if fraction is not None:
-                grid.buffer[:, at + digits] = ord(".")
-                grid.put_fixed(at + digits + 1, fraction, scale)
+                grid.put_fixed(at + width + 1, fraction, scale)
 
-        number = Slot(width, write)
+        number = Slot(text, write)
     if absent is None:
         yield number
         return
@@ -264,16 +279,12 @@ def _number_pieces(prefix: bytes, parts: Parts, keep_prefix: bool = False) -> It
 
 
 def _optional(lead: bytes, number: Slot, absent: NDArray[np.intp]) -> Slot:
-    width = len(lead) + number.width
-
     def write(grid: Grid, at: int) -> None:
-        if lead:
-            grid.words(at, f"S{len(lead)}")[...] = lead
         assert number.write is not None
         number.write(grid, at + len(lead))
-        grid.buffer[absent, at : at + width] = BLANK
+        grid.buffer[absent, at : at + len(lead) + number.width] = BLANK
 
-    return Slot(width, write)
+    return Slot(lead + number.text, write)
 
 
 def _decimal_texts(parts: Parts) -> list[str | None]:
@@ -282,19 +293,21 @@ def _decimal_texts(parts: Parts) -> list[str | None]:
     return Decimals(parts.whole, 0, fraction, parts.present).texts()
 
 
-def _static(piece: _Piece, series: Sequence[Series]) -> list[bytes]:
-    """Return the text of a piece for each series, padded with blanks to one width."""
+def _static(piece: _Piece, variants: Sequence[tuple[Series, int]]) -> list[bytes]:
+    """Return the text of a piece for each kind of row, padded with blanks to one width."""
     if isinstance(piece, Slot):
-        return [b" " * piece.width] * len(series)
+        return [b" " * piece.width] * len(variants)
     if isinstance(piece, bytes):
-        return [piece] * len(series)
-    texts = [piece(one) for one in series]
+        return [piece] * len(variants)
+    texts = [piece(series, side) for series, side in variants]
     width = max(map(len, texts))
     return [text.ljust(width) for text in texts]
 
 
-def _template(pieces: list[_Piece], series: Sequence[Series], form: Form) -> _Template:
-    columns = [_static(piece, series) for piece in pieces]
+def _template(pieces: list[_Piece], ticks: Ticks, form: Form) -> _Template:
+    sides = (NO_SIDE,) if ticks.sides is None else SIDES
+    variants = [(series, side) for series in ticks.series for side in sides]
+    columns = [_static(piece, variants) for piece in pieces]
     texts = [b"".join(cells) for cells in zip(*columns, strict=True)]
     offset = 0
     if form == "tick":
@@ -306,7 +319,8 @@ def _template(pieces: list[_Piece], series: Sequence[Series], form: Form) -> _Te
         if isinstance(piece, Slot):
             places.append(offset)
         offset += len(cells[0])
-    return _Template(np.array([np.frombuffer(text, np.uint8) for text in texts]), places, series)
+    rows = np.array([np.frombuffer(text, np.uint8) for text in texts])
+    return _Template(rows, places, ticks.series)
 
 
 def text_frame_header(length: int) -> bytes:
@@ -316,3 +330,9 @@ def text_frame_header(length: int) -> bytes:
     if length < 65_536:
         return bytes([0x81, 126]) + length.to_bytes(2, "big")
     return bytes([0x81, 127]) + length.to_bytes(8, "big")
+
+
+def make_tables() -> None:
+    """Make the lookup tables now (some 80 ms, once), not when the first tick waits for them."""
+    digits.make_tables()
+    moments.make_tables()

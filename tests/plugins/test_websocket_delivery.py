@@ -79,8 +79,9 @@ async def test_the_reply_comes_before_the_first_tick(rig):
 
 async def test_no_tick_between_paused_and_resumed(rig):
     async with rig.client() as client:
-        await client.create(session_id="s", data_type="trade", delivery="batch")
-        seen = [await client.get()]
+        # Paused at first, so that at least one pause comes before the end, however fast it goes.
+        await client.create(session_id="s", data_type="trade", delivery="batch", start_paused=True)
+        seen = []
         for at in range(50):
             await client.send("pause", session_id="s", id=f"p{at}")
             seen += await client.until("paused", "error")

@@ -66,7 +66,9 @@ class Rig:
         await stream.send_all(handshake(path))
         reply = b""
         while b"\r\n\r\n" not in reply:
-            reply += await stream.receive_some()
+            more = await stream.receive_some(1)  # what comes behind it is for the test
+            assert more, f"closed during the handshake, after {reply!r}"
+            reply += more
         assert reply.startswith(b"HTTP/1.1 101")
         return stream
 

@@ -181,9 +181,22 @@ def test_cutting_changes_nothing(case, data):
     stream = case.stream()
     for series, times in case.rows.items():
         case.cuts[series] = sorted(data.draw(st.lists(st.integers(0, len(times)), max_size=6)))
-    other = case.stream(slice_ticks=data.draw(st.integers(1, 30)))
+    other = case.stream(
+        slice_ticks=data.draw(st.integers(1, 30)),
+        window_ticks=data.draw(st.sampled_from([1, 3, 10, 1000])),
+    )
     assert flat(other) == flat(stream)
     assert final_hash(other) == final_hash(stream)
+
+
+def test_windows_too_long_for_packed_sorting_have_the_same_order():
+    times = [START, START + 1, START + 2**62, START + 2**62]
+    pair = POOL[-2:]
+    span = Span(START, times[-1] + 1)
+    coverage = {one: Coverage([span]) for one in pair}
+    rows, cuts = dict.fromkeys(pair, times), {one: [] for one in pair}
+    case = Case(span, rows, cuts, coverage, 0, False, 9)
+    assert flat(case.stream()) == expected(case)
 
 
 @given(cases())

@@ -31,7 +31,14 @@ LAYERS = [
     },
     # Budgets stand this low because the contract of plugins hands them out.
     {"tardisd.config", "tardisd.plugins", "tardisd.venue.budget", "tardisd.venue.book"},
-    {"tardisd.market", "tardisd.errors", "tardisd.progress", "tardisd.wall", "tardisd"},
+    {
+        "tardisd.market",
+        "tardisd.errors",
+        "tardisd.progress",
+        "tardisd.wall",
+        "tardisd.allocator",
+        "tardisd",
+    },
 ]
 HEIGHT = {prefix: -depth for depth, layer in enumerate(LAYERS) for prefix in layer}
 PUBLIC_TO_PLUGINS = -4  # wire, supervise and everything below

@@ -15,7 +15,7 @@ from tardisd.market.series import Series
 from tardisd.market.time import parse_time
 from tardisd.testing.blocks import SENT_MS, make_blocks
 from tardisd.testing.ticks import random_candles, random_trades
-from tardisd.wire.digits import Grid
+from tardisd.wire.digits import Grid, digit_count, shared_digits
 from tardisd.wire.encode import text_frame_header
 from tardisd.wire.rows import EncodedRows, Run, interleave
 
@@ -124,6 +124,17 @@ def test_a_grid_writes_only_its_own_field():
     buffer = grid(2, 12, ".")
     Grid(buffer).put_fixed(4, np.array([7, 123]), 3)
     assert [bytes(row) for row in buffer] == [b"....007.....", b"....123....."]
+
+
+@pytest.mark.parametrize("first", [1, 7, 9_998, 10_000, 12_345, 19_998, 99_997, 10**12 - 2])
+@pytest.mark.parametrize("rows", [1, 2, 5, 10_001, 25_000])
+def test_counting_rows_hold_their_numbers(first, rows):
+    numbers = np.arange(first, first + rows)
+    width = digit_count(first + rows - 1)
+    buffer = grid(rows, width + 2, ".")
+    buffer[:, 1:-1] = np.frombuffer(shared_digits(first, first + rows - 1).ljust(width), np.uint8)
+    Grid(buffer).put_counting(1, first)
+    assert [bytes(row) for row in buffer] == [b".%*d." % (width, n) for n in numbers.tolist()]
 
 
 def test_threads_that_encode_at_once_share_one_encoding():
