@@ -89,7 +89,8 @@ class Daemon:
             plugins["storage"], config.default_storage, plugins["sink"], state, _limits(config)
         )
 
-        host, board = DaemonHost(plugins["storage"], config.default_storage), Board()
+        host = DaemonHost(plugins["storage"], config.default_storage, plugins["analyzer"])
+        board = Board()
 
         async def make(section: InstanceConfig) -> Instance:
             data_dir = config.daemon.data_dir
@@ -125,6 +126,7 @@ class Daemon:
             reloader.run(rules),
         ):
             gc.freeze()  # what start-up made stays: the collector need not look at it ever again
+            await sessions.restore()  # only now is all there that they are delivered to
             host.ready = True
             self._notifier.send(ready=1, status=self._summary())
             log.info("ready", control_socket=config.daemon.control_socket, **self._counts())

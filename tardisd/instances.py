@@ -17,8 +17,9 @@ from tardisd.config import model
 from tardisd.config.diff import section_of
 from tardisd.errors import RequestError, TardisError
 from tardisd.log import Log
+from tardisd.plugins.analyzer import Analyzer
 from tardisd.plugins.base import KINDS, Context, Plugin
-from tardisd.plugins.host import find_storage
+from tardisd.plugins.host import find_analyzer, find_storage
 from tardisd.plugins.storage import Storage
 from tardisd.supervise import Backoff, attempt, describe, outcome
 
@@ -211,9 +212,14 @@ class DaemonHost:
 
     storages: Mapping[str, Storage[Any]]
     default_storage: str | None
+    analyzers: Mapping[str, Analyzer[Any]] = field(default_factory=dict)
     metrics: Callable[[], str] = str
     ready: bool = False
 
     def storage(self, name: str | None = None) -> Storage[Any]:
         """Return a storage, the default one for None; RequestError says which there are."""
         return find_storage(self.storages, self.default_storage, name)
+
+    def analyzer(self, name: str | None = None) -> Analyzer[Any]:
+        """Return an analyzer, the first one that answers for None; RequestError."""
+        return find_analyzer(self.analyzers, name)

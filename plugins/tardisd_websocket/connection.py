@@ -16,6 +16,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 import tardisd
 from tardisd.errors import RequestError, TardisError
+from tardisd.plugins.host import Host
 from tardisd.plugins.sessions import Sessions
 from tardisd.wall import wall_ms
 from tardisd_websocket.decoding import Refused, decode, error_message
@@ -50,6 +51,7 @@ class Connection:
         websocket: WebSocketConnection,
         frames: FrameStream,
         sessions: Sessions,
+        host: Host,
         quota: Quota,
         max_message_bytes: int,
     ) -> None:
@@ -58,7 +60,7 @@ class Connection:
         self._max_message_bytes = max_message_bytes
         self._client_id = secrets.token_hex(8)
         self._requests = Requests(
-            self._client_id, sessions, quota, frames, self._send, self._follow, self._start
+            self._client_id, sessions, host, quota, frames, self._send, self._follow, self._start
         )
         self._answering = False
         self._pinging = False

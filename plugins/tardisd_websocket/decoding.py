@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from tardisd.errors import RequestError, TardisError
 from tardisd.plugins.session_form import SESSION_ID, bad_field
-from tardisd_websocket.messages import SUPPORTED, USE, CreateSession, Request
+from tardisd_websocket.messages import SUPPORTED, USE, AnyRequest
 
 MAX_ID_BYTES = 256
 ERROR_CODES = frozenset(
@@ -44,7 +44,7 @@ class Refused(RequestError):
         self.session_id = session_id
 
 
-def decode(text: str) -> Request | CreateSession:
+def decode(text: str) -> AnyRequest:
     """Return the request that `text` is. Raises Refused with the code and what to echo."""
     try:
         _RAW.decode(text)
@@ -76,7 +76,7 @@ def error_message(error: TardisError, request_id: Any, session_id: str | None) -
     return message
 
 
-def _decode(text: str, fields: dict[str, Raw]) -> Request | CreateSession:
+def _decode(text: str, fields: dict[str, Raw]) -> AnyRequest:
     if "id" in fields and _request_id(fields["id"]) is None:
         raise bad_field("id", f"use {USE['id']} of at most {MAX_ID_BYTES} bytes")
     if "type" not in fields:
@@ -84,8 +84,6 @@ def _decode(text: str, fields: dict[str, Raw]) -> Request | CreateSession:
     kind = _read(fields["type"], str)
     if kind is None:
         raise bad_field("type", f"use {USE['type']}")
-    if kind == "analyze_with_ai":
-        raise RequestError("analyzer_unavailable", "no analyzer is configured")
     if kind not in SUPPORTED:
         known = ", ".join(SUPPORTED)
         raise RequestError("unknown_type", f"{kind[:60]!r} is not a request; use one of {known}")

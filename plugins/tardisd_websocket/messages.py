@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from tardisd.market.time import MILLISECOND
 from tardisd.plugins import session_form
+from tardisd.plugins.questions import MAX_LAST, QuestionForm
 from tardisd.plugins.session_form import (
     SessionForm,
     bad_field,
@@ -30,6 +31,8 @@ USE = {
     "epoch": "the epoch's number, from 1",
     "seq": "a sequence number, from 0",
     "from_seq": "a sequence number, from 0",
+    "last": f"a whole number of ticks from 1 to {MAX_LAST}",
+    "tick_data": "the `data` of a tick, an object",
     "id": "a string or a number",
     "type": "a string",
 }
@@ -168,11 +171,24 @@ class Status(Request, frozen=True, forbid_unknown_fields=True, kw_only=True):
     session_id: str | UnsetType = UNSET
 
 
+class Analyze(QuestionForm, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Ask an analyzer about a tick, or about the last ticks of a session."""
+
+    type: str
+    id: Raw | UnsetType = UNSET
+
+    @property
+    def request_id(self) -> Any:
+        """The `id` as it came, or None."""
+        return None if self.id is UNSET else self.id
+
+
 class Ping(Request, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Ask whether the server is there."""
 
 
-SUPPORTED: dict[str, type[Request] | type[CreateSession]] = {
+AnyRequest = Request | CreateSession | Analyze
+SUPPORTED: dict[str, type[AnyRequest]] = {
     "create_session": CreateSession,
     "subscribe": Subscribe,
     "unsubscribe": Unsubscribe,
@@ -184,5 +200,6 @@ SUPPORTED: dict[str, type[Request] | type[CreateSession]] = {
     "stop": Stop,
     "status": Status,
     "ack": Ack,
+    "analyze_with_ai": Analyze,
     "ping": Ping,
 }

@@ -179,7 +179,12 @@ class WebSocketSink(Sink[WebSocketOptions]):
             await refuse(websocket, frames, refusal)
             return
         connection = Connection(
-            websocket, frames, self.context.sessions, self._quota, self.options.max_message_bytes
+            websocket,
+            frames,
+            self.context.sessions,
+            self.context.host,
+            self._quota,
+            self.options.max_message_bytes,
         )
         self._connections.add(connection)
         try:

@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 import trio
+from msgspec import UNSET
 
 from tardisd.errors import RequestError, TardisError
+from tardisd.plugins.host import Host
 from tardisd.plugins.sessions import Notice, Resume, Session, Sessions, WhenFull
 from tardisd.wall import wall_ms
 from tardisd_websocket import messages
@@ -19,6 +21,7 @@ from tardisd_websocket.follower import Follower, notice_frame
 from tardisd_websocket.messages import Delivery
 from tardisd_websocket.stream import FrameStream, text_frame
 
+MAX_QUESTIONS = 8
 _RUNNING = frozenset({"created", "active", "paused"})
 
 
@@ -57,6 +60,7 @@ class Requests:
         self,
         client_id: str,
         sessions: Sessions,
+        host: Host,
         quota: Quota,
         frames: FrameStream,
         send: Callable[[bytes], Awaitable[None]],
@@ -67,13 +71,15 @@ class Requests:
         self._client_id = client_id
         self._ephemeral: list[Session] = []
         self._sessions = sessions
+        self._host = host
+        self._asked = 0
         self._quota = quota
         self._frames = frames
         self._send = send
         self._follow = follow
         self._start = start
 
-    async def answer(self, request: messages.Request | messages.CreateSession) -> None:
+    async def answer(self, request: messages.AnyRequest) -> None:
         """Do what is asked and reply. Raises TardisError for what cannot be done."""
         match request:
             case messages.CreateSession():
@@ -103,6 +109,14 @@ class Requests:
                 await self._steer(request, request.session_id, lambda s: s.stop)
             case messages.Status():
                 await self._status(request)
+            case messages.Analyze():
+                if self._asked >= MAX_QUESTIONS:
+                    raise RequestError(
+                        "analyzer_unavailable",
+                        f"{MAX_QUESTIONS} questions of this connection wait for answers; try later",
+                    )
+                self._start(lambda: self._analyze(request))
+                self._asked += 1
             case messages.Ping():
                 await self._answer(request, {"type": "pong", "timestamp": wall_ms()})
 
@@ -206,6 +220,20 @@ class Requests:
                 await self._send(notice_frame(session.session_id, told))
 
         self._start(tell)
+
+    async def _analyze(self, request: messages.Analyze) -> None:
+        """Wait for an analyzer, which may take long; other requests are answered meanwhile."""
+        known = None if request.session_id is UNSET else request.session_id
+        try:
+            fields = await request.answer(self._host, self._sessions)
+        except TardisError as error:
+            message = error_message(error, request.request_id, known)
+        else:
+            message = {"type": "analysis", **fields}
+            if request.request_id is not None:
+                message["id"] = request.request_id
+        self._asked -= 1
+        await self._send(text_frame(msgspec.json.encode(message)))
 
     def _acknowledge(self, request: messages.Ack) -> None:
         session = self._sessions.get(request.session_id)

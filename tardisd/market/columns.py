@@ -57,6 +57,7 @@ SCHEMAS: dict[str, Schema] = {
     "open_interest": Schema(("amount",)),
     "book_snapshot": Schema(_BOOK, optional=frozenset(_BOOK)),  # a side may be empty
     "book_delta": Schema(("price", "amount"), has_side=True),
+    "indicator": Schema(("value",)),
 }
 
 

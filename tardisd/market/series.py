@@ -105,7 +105,10 @@ def _parse_venue_id(text: str, exchange: str) -> Symbol:
 
 @dataclass(frozen=True)
 class DataType:
-    """What a series holds: `trade`, `agg_trade`, `candle_<interval>`, `quote`, …"""
+    """What a series holds: `trade`, `agg_trade`, `candle_<interval>`, `quote`, …
+
+    `indicator_<name>` is what analyzers derive; it is never stored.
+    """
 
     name: str
     interval: Interval | None = None
@@ -115,8 +118,10 @@ class DataType:
         """Return the data type of that name; ValueError when there is none."""
         if text.startswith("candle_"):
             return cls(text, Interval.parse(text.removeprefix("candle_")))
-        if text not in KINDS or text == "candle":
-            known = ", ".join(kind for kind in KINDS if kind != "candle")
+        if _INDICATOR.fullmatch(text):
+            return cls(text)
+        if text not in KINDS or text in _WITH_A_NAME:
+            known = ", ".join(kind for kind in KINDS if kind not in _WITH_A_NAME)
             raise ValueError(f"{text[:60]!r} is not a data type; use candle_<interval> or {known}")
         return cls(text)
 
@@ -125,8 +130,10 @@ class DataType:
 
     @cached_property
     def kind(self) -> str:
-        """The data type without its interval: `candle` for every `candle_<interval>`."""
-        return "candle" if self.interval is not None else self.name
+        """The data type without what follows: `candle` for every `candle_<interval>`."""
+        if self.interval is not None:
+            return "candle"
+        return "indicator" if self.name.startswith("indicator_") else self.name
 
     @cached_property
     def order(self) -> tuple[int, int, str]:
@@ -136,7 +143,8 @@ class DataType:
 
 
 GAP_CLASS = 2
-# Class in the total order of a session: candles, (2: gap marks), slow facts, books, trades.
+# Class in the total order of a session: candles, (2: gap marks), slow facts, books, trades, and
+# last what analyzers derive.
 KINDS = {
     "candle": 1,
     "funding": 3,
@@ -147,7 +155,10 @@ KINDS = {
     "book_delta": 4,
     "agg_trade": 5,
     "trade": 5,
+    "indicator": 6,
 }
+_WITH_A_NAME = frozenset({"candle", "indicator"})
+_INDICATOR = re.compile(r"indicator_[a-z0-9_]{1,80}")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tardisd.errors import RequestError
 
 if TYPE_CHECKING:
+    from tardisd.plugins.analyzer import Analyzer
     from tardisd.plugins.storage import Storage
 
 
@@ -27,6 +28,9 @@ class Host(Protocol):
     def storage(self, name: str | None = None) -> Storage[Any]:
         """Return a storage, the default one for None; RequestError says which there are."""
 
+    def analyzer(self, name: str | None = None) -> Analyzer[Any]:
+        """Return an analyzer, the first one for None; RequestError `analyzer_unavailable`."""
+
     def metrics(self) -> str:
         """Return the daemon's figures in Prometheus' text form."""
 
@@ -39,6 +43,10 @@ class Alone:
     def storage(self, name: str | None = None) -> Storage[Any]:
         """Raise RequestError: there is no storage."""
         return find_storage({}, None, name)
+
+    def analyzer(self, name: str | None = None) -> Analyzer[Any]:
+        """Raise RequestError: there is no analyzer."""
+        return find_analyzer({}, name)
 
     def metrics(self) -> str:
         """Return no figures."""
@@ -55,6 +63,23 @@ def find_storage(
     known = ", ".join(sorted(storages)) or "none"
     text = f"storage: no storage is named {wanted!r}; configured: {known}"
     raise RequestError("bad_request", text)
+
+
+def find_analyzer(analyzers: Mapping[str, Analyzer[Any]], name: str | None) -> Analyzer[Any]:
+    """Return an analyzer by name, the first one that answers questions for None."""
+    if name is None:
+        for one in analyzers.values():
+            if one.answers:
+                return one
+        raise RequestError(
+            "analyzer_unavailable",
+            "no analyzer that answers questions is configured; add an [analyzers.NAME] section",
+        )
+    if name not in analyzers:
+        known = ", ".join(sorted(analyzers)) or "none"
+        text = f"analyzer: no analyzer is named {name[:64]!r}; configured: {known}"
+        raise RequestError("analyzer_unavailable", text)
+    return analyzers[name]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

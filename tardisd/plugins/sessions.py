@@ -211,6 +211,15 @@ class Session(Protocol):
         Followers get `stepped` after those ticks, or after `reset` and `snapshot` when going back.
         """
 
+    def publish(self, notice: Notice) -> None:
+        """Tell every follower something, in its place among the ticks that are out (analyzers)."""
+
+    def last_ticks(self, count: int) -> tuple[list[dict[str, Any]], int]:
+        """Return the last released ticks, at most `count` and what is at hand, oldest first.
+
+        Each is as in a `ticks` message; with them comes the session's market time (ns).
+        """
+
     async def verify(self) -> dict[str, Any]:
         """Replay what was released in this epoch at `max`, for nobody, and compare the hashes.
 

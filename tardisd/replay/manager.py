@@ -86,7 +86,6 @@ class SessionManager:
         """Hold all sessions; on leaving, end them and let their sinks finish, within a deadline."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await self._restore()
             nursery.start_soon(trio.to_thread.run_sync, make_tables)
             try:
                 yield
@@ -285,7 +284,7 @@ class SessionManager:
         except StorageError as error:
             log.error("session not written down", session=record.session_id, error=error.message)
 
-    async def _restore(self) -> None:
+    async def restore(self) -> None:
         """Take up the sessions of the daemon before this one: durable ones paused, others ended."""
         now = wall_ns()
         for record in self._state.sessions():

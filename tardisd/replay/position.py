@@ -106,6 +106,18 @@ class Progress:
                 found.append(part)
         return found
 
+    def last_ticks(self, count: int) -> list[SessionBlock]:
+        """Return the last ticks released, as far as they are at hand: at most `count`."""
+        found: list[SessionBlock] = []
+        for item in reversed(self.recent):
+            if count <= 0:
+                break
+            if not isinstance(item, Notice):
+                part = item.cut(max(0, len(item) - count), len(item))
+                found.append(part)
+                count -= len(part)
+        return found[::-1]
+
     def forget(self) -> None:
         """Let go of blocks: nothing more is to come, or not for long."""
         self._seal()

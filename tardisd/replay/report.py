@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, Protocol
 
 from tardisd.market.time import MILLISECOND
 from tardisd.plugins.sessions import SessionRequest
+from tardisd.replay.block import SessionBlock
 from tardisd.replay.course import Course
 
 
@@ -24,6 +27,15 @@ def asked(request: SessionRequest) -> dict[str, Any]:
         "start_time": request.start // MILLISECOND,
         "end_time": request.end // MILLISECOND,
     }
+
+
+def as_objects(blocks: Sequence[SessionBlock]) -> list[dict[str, Any]]:
+    """Return ticks as objects, as in `ticks` messages (a slow path, for few of them)."""
+    found: list[dict[str, Any]] = []
+    for block in blocks:
+        rows = bytes(block.encode("batch").bytes()).rstrip(b",")
+        found += json.loads(b"[" + rows + b"]", parse_float=Decimal)
+    return found
 
 
 def report(

@@ -24,7 +24,7 @@ from tardisd.replay.position import Position
 from tardisd.replay.prepare import Opening
 from tardisd.replay.proof import prove
 from tardisd.replay.records import Place
-from tardisd.replay.report import SinkFacts, asked, report
+from tardisd.replay.report import SinkFacts, as_objects, asked, report
 from tardisd.replay.rewind import ticks_before
 from tardisd.replay.source import Source
 from tardisd.replay.timeline import Timeline, Tuning
@@ -320,6 +320,14 @@ class ReplaySession:
         follower = self._audience.make(when_full, forms, name, lockstep)
         self._door.admit(self._course, follower, resume)
         return follower
+
+    def publish(self, notice: Notice) -> None:
+        """Tell every follower something, in its place among the ticks that are out."""
+        self._audience.tell(notice)
+
+    def last_ticks(self, count: int) -> tuple[list[dict[str, Any]], int]:
+        """Return the last released ticks that are at hand, and the market time (ns)."""
+        return as_objects(self._course.progress.last_ticks(count)), self.market()
 
     async def verify(self) -> dict[str, Any]:
         """Replay what was released in this epoch once more, and compare the content hashes."""

@@ -194,6 +194,7 @@ def run_engine(
             threads = (manager.limiter, *limiters)
             async with virtual_time(clock, *threads), trio.open_nursery() as nursery:
                 async with manager.run():
+                    await manager.restore()
                     result = await main(Engine(kept, manager, nursery))
                 nursery.cancel_scope.cancel()
             return result
