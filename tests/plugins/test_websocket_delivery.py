@@ -13,7 +13,7 @@ from websocket_rig import CANDLE_COUNT, DAY, TRADE_COUNT, Frames, client_frame, 
 
 from tardisd.replay.fanout import QueueLimits
 from tardisd.replay.manager import SessionLimits
-from tardisd.replay.session import Tuning
+from tardisd.replay.timeline import Tuning
 from tardisd_websocket import connection
 
 BOTH = ["binance:BTC/USDT@candle_1m", "binance:BTC/USDT@trade"]

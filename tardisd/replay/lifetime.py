@@ -1,0 +1,230 @@
+"""A session from its beginning to its end: the loop, what is left of it in between, and its end.
+
+A session is a row of courses, one per epoch. A verb that moves it in time replaces the course that
+is on; its loop then goes on with the new one. The verbs themselves are elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import trio
+
+from tardisd.errors import TardisError
+from tardisd.log import Log
+from tardisd.market.time import MILLISECOND
+from tardisd.plugins.sessions import Notice, SessionRequest, Subscription
+from tardisd.replay.audience import Audience
+from tardisd.replay.course import Course, Stage
+from tardisd.replay.joining import Door, Spawn
+from tardisd.replay.position import Position
+from tardisd.replay.prepare import Opening
+from tardisd.replay.records import Place
+from tardisd.replay.report import SinkFacts
+from tardisd.replay.source import Source
+from tardisd.replay.timeline import Timeline, Tuning
+from tardisd.supervise import attempt, describe
+
+log = Log("tardisd.sessions")
+
+ENDED = frozenset({"finished", "stopped", "failed"})
+_EMPTY_LOOP_SECS = 0.1
+
+
+class Lifetime:
+    """What a session is made of, and how it passes. `run` returns when it has ended."""
+
+    def __init__(
+        self,
+        session_id: str,
+        request: SessionRequest,
+        source: Callable[[Audience, Timeline], Source],
+        tuning: Tuning,
+        spawn: Spawn,
+    ) -> None:
+        self.session_id = session_id
+        self.request = request
+        self.status_name = "paused" if request.start_paused else "active"
+        self.ended = trio.Event()
+        self.end_notice: Notice | None = None
+        self.sinks: Sequence[SinkFacts] = ()
+        self.suspended = False
+        self._spawn = spawn
+        self._time = Timeline(request.start, request.speed, tuning)
+        self._audience = Audience(tuning.limits, self._time.poke, lambda: self._time.speed)
+        self._source = source(self._audience, self._time)
+        self._stage = Stage(
+            request, self._time, self._audience, tuning, lambda: self._verbs, self._pause_itself
+        )
+        self._verbs = 0
+        self._scope = trio.CancelScope()
+        self._begun = trio.Event()
+        self._door = Door(self._source, spawn, lambda: self.end_notice)
+        self._course = self._make_course(1, Position(request.start), None)
+
+    def _make_course(self, number: int, begin: Position, cause: str | None) -> Course:
+        until = self.request.until
+        return Course(
+            number,
+            begin,
+            cause,
+            self._stage,
+            until if until is not None and begin.release < until else None,
+            tuple(one.series for one in self._source.materials),
+            awaiting_snapshot=cause is not None,
+        )
+
+    def restore_ended(self, status: str, end: dict[str, Any]) -> None:
+        """Become a session that ended before the daemon was started."""
+        self.status_name = status
+        self.end_notice = Notice("end", end)
+        self._course.progress.ticks = int(end.get("ticks", 0))
+        self._door.ahead = True
+        self._begun.set()
+        self.ended.set()
+
+    def restore(self, place: Place) -> None:
+        """Become a session that was cut off, paused where it was."""
+        self.status_name = "paused"
+        self._door.ahead = True
+        course = self._make_course(place.epoch, place.begin, place.cause)
+        course.silent_seq = place.seq
+        course.awaiting_snapshot = False
+        self._course = course
+        self._time.change_speed(place.speed)
+        self._time.jump(place.clock)
+        self._begun.set()
+
+    def place(self) -> Place:
+        """Return where the session is, for a daemon after this one."""
+        course, time = self._course, self._time
+        return Place(
+            course.number, course.cause, course.begin, course.told_seq, time.market(), time.speed
+        )
+
+    def suspend(self) -> None:
+        """Leave followers to come back to the daemon after this one; tells no end."""
+        self._halt()
+        self._audience.dismiss("the daemon shuts down; the session goes on after its restart")
+        self.suspended = True
+        self._scope.cancel()
+        self.ended.set()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is on."""
+        return self._course.number
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the session is finished, stopped or failed."""
+        return self.status_name in ENDED
+
+    def market(self) -> int:
+        """Return the session's market time (ns): never beyond a tick not yet handed out."""
+        return self._time.market()
+
+    # ---- what moves it
+
+    def _replace(self, begin: Position, cause: str) -> None:
+        """Begin a new epoch at a position; the loop goes on with it."""
+        self._course.end_steps()
+        self._course = self._make_course(self.epoch + 1, begin, cause)
+        self._time.jump(begin.release)
+        self._verbs += 1
+        self._scope.cancel()
+
+    def _tell_reset(self, **fields: object) -> None:
+        clock = self.market() // MILLISECOND
+        course = self._course
+        told = {"epoch": course.number, "clock": clock, "cause": course.cause, **fields}
+        self._audience.reset(Notice("reset", told))
+
+    def _halt(self) -> None:
+        if self.status_name == "active":
+            self._time.halt()
+            self.status_name = "paused"
+
+    def _pause_itself(self) -> None:
+        """Pause where the request says so."""
+        self._halt()
+        self._tell("paused", None, None, cause="until")
+
+    def _tell(
+        self, name: str, by: Subscription | None, request_id: Any, **fields: object
+    ) -> Notice:
+        notice = Notice(name, {**fields, "clock": self.market() // MILLISECOND})
+        self._audience.tell(notice, by, request_id)
+        self._verbs += 1
+        self._time.poke()
+        return notice.answering(request_id)
+
+    # ---- the loop
+
+    async def run(self) -> None:
+        """Replay from start to end; returns when the session has ended, however it did."""
+        error = await attempt(self._replay)
+        if isinstance(error, TardisError):
+            self.finish("failed", error.message)
+        elif error is not None:  # most likely the storage plugin's, and no other session's trouble
+            log.error("session broke", session=self.session_id, error=describe(error))
+            self.finish("failed", "internal error; the log of the daemon says more")
+
+    async def _replay(self) -> None:
+        await self._begun.wait()
+        while not (self.has_ended or self.suspended):
+            course = self._course
+            with trio.CancelScope() as self._scope:
+                await self._play(course)
+
+    async def _play(self, course: Course) -> None:
+        """Play one epoch; at its end the session ends, or begins again."""
+        while not (course.has_begun or course.steps is not None or self._time.running):
+            await self._time.changed()  # nothing is read for a session that may never run
+        opening = Opening(course.begin, middle=course.cause is not None)
+        async with self._source.open(course.number, opening) as items:
+            await course.play(items)
+        changed = await self._source.has_changed()
+        await course.due(self.request.end)  # it may have been paused meanwhile
+        if not self.request.loop:
+            self.finish("finished", data_changed=changed)
+            return
+        if not course.progress.seq:
+            await trio.sleep(_EMPTY_LOOP_SECS)
+        done = {"ticks": course.progress.ticks, "hash": course.progress.hash().hexdigest()}
+        self._replace(Position(self.request.start), "loop")
+        self._tell_reset(**done)
+
+    # ---- the end
+
+    async def drained(self) -> None:
+        """Return when every follower of an ended session has received all, `end` included."""
+        while not self._audience.drained:
+            await self._time.changed()
+
+    def finish(self, reason: str, message: str | None = None, data_changed: bool = False) -> None:
+        """End the session for good; followers get `end` after what is queued. Idempotent."""
+        if self.has_ended:
+            return
+        self._course.end_steps()
+        self._time.halt()
+        self.status_name = reason
+        progress = self._course.progress
+        fields: dict[str, Any] = {
+            "epoch": self.epoch,
+            "reason": reason,
+            "ticks": progress.ticks,
+            "hash": progress.hash().hexdigest(),
+        }
+        if data_changed:
+            fields["data_changed"] = True
+        if message is not None:
+            fields["message"] = message
+        self.end_notice = Notice("end", fields)
+        self._audience.end(self.end_notice)
+        self._course.end_silence()
+        progress.forget()
+        self._begun.set()
+        self.ended.set()
+        self._scope.cancel()
