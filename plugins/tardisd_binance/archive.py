@@ -183,6 +183,12 @@ class Archive:
                 return expected
         raise AssertionError
 
+    def discard(self, file: File) -> None:
+        """Remove what has come of a file that nobody is going to come back for. Blocks."""
+        name = _folder_of(file)
+        if name not in self._in_use:
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+
     def tidy_up(self) -> None:
         """Remove what earlier runs of the daemon left, once nobody is going to come back for it."""
         for folder in self._folder.glob("*/"):
@@ -192,7 +198,7 @@ class Archive:
 
     def _free_name(self, file: File) -> str:
         """Return a folder's name that no other fetch uses; after a restart the same again."""
-        stem = file.path.strip("/").replace("/", "_")
+        stem = _folder_of(file)
         for number in count():
             name = f"{stem}.{number}" if number else stem
             if name not in self._in_use:
@@ -214,6 +220,10 @@ class Archive:
                 old.with_suffix("").unlink(missing_ok=True)
         except OSError as error:  # evidence only: the fetch goes on without
             log.warning("refused archive not kept", file=name, reason=str(error))
+
+
+def _folder_of(file: File) -> str:
+    return file.path.strip("/").replace("/", "_")
 
 
 def _checksum(body: bytes) -> str:

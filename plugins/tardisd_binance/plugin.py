@@ -235,6 +235,7 @@ class Binance(Exchange[BinanceOptions]):
                 if interval is None or self.options.archives == "only":
                     raise
                 log.warning("archives out of reach", file=file.name, reason=error.message)
+                await trio.to_thread.run_sync(self._archive.discard, file)
                 plan.missing(file)
         losses.tell()
 

@@ -213,9 +213,13 @@ class Okx(Exchange[OkxOptions]):
                 # Candles are had over REST too, and trades where REST reaches so far back.
                 elif only or cursor < rest_since:
                     raise
-                log.warning("archive not used", file=file.name, reason=error.message)
+                await self._give_up(file, error.message)
                 plan.missing(file)
         losses.tell()
+
+    async def _give_up(self, file: File, reason: str) -> None:
+        log.warning("archive not used", file=file.name, reason=reason)
+        await trio.to_thread.run_sync(self._host.discard, file.path)
 
     def _file(self, plan: Plan, cursor: int, end: int) -> File | None:
         return None if self.options.archives == "never" else plan.at(cursor, end)

@@ -72,7 +72,9 @@ class Rest:
         endpoint = CANDLES if newest else HISTORY
         return await self.client.read(f"/api/v5/{endpoint}", params, read, limits=(endpoint,))
 
-    async def candles_before(self, series: Series, ts: int, limit: int = 1) -> Batch:
+    async def candles_before(
+        self, series: Series, ts: int, limit: int = 1, endpoint: str = HISTORY
+    ) -> Batch:
         """Return the newest candles that open before `ts` (ns), at most `limit`."""
         params: Params = {**_names(series), "after": -(-ts // MILLISECOND), "limit": limit}
 
@@ -82,7 +84,7 @@ class Rest:
                 raise Unreadable("rows came from outside the span asked for")
             return batch
 
-        return await self.client.read(f"/api/v5/{HISTORY}", params, read, limits=(HISTORY,))
+        return await self.client.read(f"/api/v5/{endpoint}", params, read, limits=(endpoint,))
 
     async def first_month(self, series: Series, now: int) -> Span | None:
         """Return the month in which the symbol was first traded; None when OKX does not tell."""
@@ -93,7 +95,8 @@ class Rest:
             while (
                 doubts < BELIEVED_AFTER
             ):  # what is before the first one must be said to be nothing
-                found = await self.candles_before(months, first, CANDLE_ROWS)
+                # This endpoint has the month in progress too, which may be the first.
+                found = await self.candles_before(months, first, CANDLE_ROWS, CANDLES)
                 doubts = 0 if len(found) else doubts + 1
                 first = int(found.ts_event[0]) if len(found) else first
             if first == now:

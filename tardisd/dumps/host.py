@@ -100,6 +100,12 @@ class DumpHost:
                 return dump, source
         raise AssertionError
 
+    def discard(self, path: str) -> None:
+        """Remove what has come of a file that nobody is going to come back for. Blocks."""
+        name = _folder_of(path)
+        if name not in self._in_use:
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+
     def tidy_up(self) -> None:
         """Remove what earlier runs left, once nobody is going to come back for it. Blocks."""
         for folder in self._folder.glob("*/"):
@@ -109,7 +115,7 @@ class DumpHost:
 
     def _free_name(self, path: str) -> str:
         """Return a folder's name that no other fetch uses; after a restart the same again."""
-        stem = path.strip("/").replace("/", "_")
+        stem = _folder_of(path)
         names = (f"{stem}.{number}" if number else stem for number in count())
         return next(name for name in names if name not in self._in_use)
 
@@ -127,6 +133,10 @@ class DumpHost:
         except OSError as error:  # evidence only: what is wrong is told all the same
             log.warning("wrong dump not kept", file=path.name, reason=str(error))
             path.unlink(missing_ok=True)
+
+
+def _folder_of(path: str) -> str:
+    return path.strip("/").replace("/", "_")
 
 
 def _make(folder: Path) -> None:
