@@ -33,6 +33,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benches/http_stream.py
 	$(BIN)/python benches/backfill.py
 	$(BIN)/python benches/redis.py
+	$(BIN)/python benches/webhook.py
 
 clean:
 	rm -rf $(VENV) build dist benches/node_modules benches/results benches/count benches/count_http
