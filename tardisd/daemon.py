@@ -40,6 +40,7 @@ from tardisd.supervise import describe, innermost
 from tardisd.systemd import Notifier
 from tardisd.venue.book import BudgetBook
 from tardisd.wall import wall_ns
+from tardisd.watch import LoopWatch
 
 log = Log("tardisd.daemon")
 
@@ -57,6 +58,9 @@ class Daemon:
         self._instances = Instances()
         self._reloader: Reloader | None = None
         self._started_at = wall_ns()
+        self._watch = LoopWatch(
+            {one.module.partition(".")[0]: one.name for one in config.registry.plugins}
+        )
 
     async def run(self) -> None:
         """Start everything, serve until told to stop, and stop in order.
@@ -73,14 +77,20 @@ class Daemon:
             ) from None
         state = State(data_dir / "state.sqlite")
         try:
-            async with trio.open_nursery() as outer:
-                outer.start_soon(self._watch_signals, outer.cancel_scope)
-                outer.start_soon(self._keep_alive)
-                await self._serve(outer, state)
-                outer.cancel_scope.cancel()
+            with self._watch.watching():
+                await self._run(state)
         finally:
             state.close()
         log.info("stopped")
+
+    async def _run(self, state: State) -> None:
+        async with trio.open_nursery() as outer:
+            outer.start_soon(self._watch.beat)
+            outer.start_soon(self._instances.tell_overdue)
+            outer.start_soon(self._watch_signals, outer.cancel_scope)
+            outer.start_soon(self._keep_alive)
+            await self._serve(outer, state)
+            outer.cancel_scope.cancel()
 
     async def _serve(self, outer: trio.Nursery, state: State) -> None:
         config, instances = self._config, self._instances
@@ -135,6 +145,7 @@ class Daemon:
             self._notifier.send(stopping=1, status="stopping")
             secs = services.config.daemon.shutdown_secs
             outer.cancel_scope.deadline = trio.current_time() + secs
+            self._watch.end_within(secs, instances.unfinished)
             await backfills.end_all()
             await services.jobs.end_all()
             await sessions.end_all()
@@ -173,7 +184,13 @@ class Daemon:
         )
 
     async def _watch_signals(self, scope: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        def secs() -> float:
+            return self._config.daemon.shutdown_secs
+
+        with (
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+            self._watch.hearing([signal.SIGTERM, signal.SIGINT], secs),
+        ):
             async for number in signals:
                 if number == signal.SIGHUP:
                     if self._reloader is not None:

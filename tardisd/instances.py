@@ -6,6 +6,7 @@ go while others run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ import trio
 
 from tardisd.config import model
 from tardisd.config.diff import section_of
-from tardisd.errors import RequestError, TardisError
+from tardisd.errors import PluginError, RequestError, TardisError
 from tardisd.log import Log
 from tardisd.plugins.analyzer import Analyzer
+from tardisd.overdue import LOOK_SECS, Calls, watch
 from tardisd.plugins.base import KINDS, Context, Plugin
 from tardisd.plugins.host import find_analyzer, find_storage
 from tardisd.plugins.storage import Storage
@@ -36,12 +38,13 @@ class StartError(TardisError):
 class Instance:
     """One configured plugin; `state` is starting, running, failed or stopped.
 
-    `claims` is what no other instance can hold while this one runs.
+    `claims` is what no other instance can hold while this one runs, `calls` those of a storage.
     """
 
     section: model.Instance
     plugin: Plugin[Any]
     claims: frozenset[str] = frozenset()
+    calls: Calls | None = None
     state: str = "starting"
     message: str = ""
     _stop: trio.Event = field(default_factory=trio.Event)
@@ -55,7 +58,8 @@ class Instance:
 
         async def make() -> Instance:
             plugin = section.cls(section.options, context)
-            return cls(section, plugin, plugin.claims())
+            calls = watch(plugin, section.name) if isinstance(plugin, Storage) else None
+            return cls(section, plugin, plugin.claims(), calls)
 
         one, error = await outcome(make)
         if one is None:
@@ -111,18 +115,35 @@ class Instance:
         self._gone.set()
 
     async def _run_once(self, task_status: trio.TaskStatus[None] | None) -> None:
-        async with self.plugin.run():
-            self.state, self.message = "running", ""
-            self._settled.set()
-            if task_status is not None:
-                task_status.started()
-            await self._anew.wait()
+        started = False
+        with trio.CancelScope() as scope:
+            scope.deadline = trio.current_time() + self.plugin.start_secs
+            async with self.plugin.run():
+                scope.deadline, started = math.inf, True
+                self.state, self.message = "running", ""
+                self._settled.set()
+                if task_status is not None:
+                    task_status.started()
+                await self._anew.wait()
+                scope.deadline = trio.current_time() + self.plugin.stop_secs
+        if scope.cancelled_caught and started:
+            log.error("instance did not close in time", kind=self.kind, name=self.name,
+                      secs=self.plugin.stop_secs)  # fmt: skip
+        elif scope.cancelled_caught:
+            raise PluginError(
+                f"it did not start within {self.plugin.start_secs:g} s; see to what it waits for"
+            )
 
     async def restart(self) -> None:
         """Close the instance and open it again at once; return when it runs or has failed."""
         self.state, self._settled = "starting", trio.Event()
         self._anew.set()
         await self._settled.wait()
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether it is to be closed, or has been."""
+        return self._stop.is_set()
 
     def stop(self) -> None:
         """Have the instance closed."""
@@ -185,6 +206,20 @@ class Instances:
         for one in instances:
             del self._in_service[one.kind, one.name]
             del self.plugins[one.kind][one.name]
+
+    async def tell_overdue(self) -> None:
+        """Log whenever a storage does not answer; runs until cancelled."""
+        while True:
+            await trio.sleep(LOOK_SECS)
+            for one in self:
+                if one.calls is not None:
+                    one.calls.look()
+
+    def unfinished(self) -> list[str]:
+        """Return the sections of the instances that were told to stop and have not."""
+        left = [one for one in self._alive if one.state != "stopped"]
+        told = [one for one in left if one.told_to_stop]
+        return [section_of(one.section) for one in told or left]
 
     async def start(self, one: Instance, *, patient: bool = False) -> None:
         """Start an instance and return when it runs; StartError when it cannot.

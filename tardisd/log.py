@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -15,6 +16,11 @@ LogFormat = Literal["auto", "text", "json", "systemd"]
 
 # trio complains ten times a second while it cannot accept.
 REPEAT_SECS = 30.0
+# In so many seconds an event is logged so often, and a logger says so much, whatever it is.
+FLOOD_SECS = 10.0
+MOST_ALIKE = 500
+MOST_OF_ONE = 2000
+_MOST_FLOWS = 10_000
 _PRIORITIES = {
     logging.CRITICAL: "<2>",
     logging.ERROR: "<3>",
@@ -75,6 +81,49 @@ def _quoted(value: object) -> str:
     return f'"{text}"' if " " in text or not text else text
 
 
+class _Floodgate(logging.Filter):
+    """Lets no event, and no logger, through more often than so many times in a while, and says so.
+
+    Somebody who logs in a loop would else fill the disk and hide what the others say.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._seen: dict[tuple[str, str | None], _Flow] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether to log the record; the last one before a silence says that there is one."""
+        now = self._clock()
+        if len(self._seen) > _MOST_FLOWS:  # texts that are never the same: by logger, then
+            self._seen = {key: flow for key, flow in self._seen.items() if key[1] is None}
+        limits = (((record.name, str(record.msg)), MOST_ALIKE), ((record.name, None), MOST_OF_ONE))
+        passes = True
+        for key, most in limits:
+            flow = self._seen.get(key)
+            if flow is None or now >= flow.since + FLOOD_SECS:
+                if flow is not None and flow.count > most and passes:
+                    _add(record, left_out=flow.count - most)
+                flow = self._seen[key] = _Flow(now)
+            flow.count += 1
+            if flow.count > most:
+                passes = False
+            elif flow.count == most:
+                what = "this event" if key[1] is not None else f"logger {record.name}"
+                _add(record, flood=f"{what} is not logged for up to {FLOOD_SECS:g} s")
+        return passes
+
+
+@dataclass(slots=True)
+class _Flow:
+    since: float
+    count: int = 0
+
+
+def _add(record: logging.LogRecord, **facts: object) -> None:
+    record.facts = {**getattr(record, "facts", {}), **facts}
+
+
 class _Calm(logging.Filter):
     """Lets trio's complaint about a full table of descriptors through now and then, in one line."""
 
@@ -100,10 +149,17 @@ def set_up(level: str = "info", form: LogFormat = "auto") -> None:
         form = "systemd" if "JOURNAL_STREAM" in os.environ else "text"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(form))
-    root = logging.getLogger("tardisd")
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    root.propagate = False
+    handler.addFilter(_Floodgate())
+    ours = logging.getLogger("tardisd")
+    ours.handlers[:] = [handler]
+    ours.setLevel(level.upper())
+    ours.propagate = False
+    # Other people's loggers, plugins' among them: what they warn of, in our form and bounds.
+    root = logging.getLogger()
+    for old in [one for one in root.handlers if getattr(one, "tardisd", False)]:
+        root.removeHandler(old)
+    handler.tardisd = True  # type: ignore[attr-defined]
+    root.addHandler(handler)
     listeners = logging.getLogger("trio.serve_listeners")
     listeners.handlers[:] = [handler]
     listeners.filters[:] = [_Calm()]

@@ -61,10 +61,15 @@ class Context:
 
 
 class Plugin(ABC, Generic[OptionsT]):
-    """Base of all plugins. Construction does no I/O; `run` is the instance's whole lifetime."""
+    """Base of all plugins. Construction does no I/O; `run` is the instance's whole lifetime.
+
+    `run` has `start_secs` until its yield, and `stop_secs` after it, before it is cancelled.
+    """
 
     name: ClassVar[str]
     Options: ClassVar[type[Any]] = Options
+    start_secs: ClassVar[float] = 60.0
+    stop_secs: ClassVar[float] = 15.0
 
     def __init__(self, options: OptionsT, context: Context) -> None:
         self.options = options

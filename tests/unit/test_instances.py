@@ -117,3 +117,48 @@ async def test_names_mean_those_in_service():
     assert instances.plugins["sink"] == {}
     with pytest.raises(RequestError, match="no sink instance is named 'one'"):
         instances.named("sink", "one")
+
+
+class Hanging(Plugin):
+    """Hangs before it runs, or when it is to stop."""
+
+    name = "hanging"
+    start_secs = 3.0
+    stop_secs = 2.0
+
+    @asynccontextmanager
+    async def run(self):
+        if self.options == "start":
+            await trio.sleep_forever()
+        yield
+        await trio.sleep_forever()
+
+
+async def test_one_that_never_starts_is_given_up_and_named(autojump_clock):
+    instances = Instances()
+    one = await Instance.made(Section("sink", "slow", Hanging, "start"), SimpleNamespace())
+    async with instances.running("sink"):
+        with pytest.raises(
+            StartError, match=r"\[sinks.slow\] cannot start: it did not start"
+        ) as bad:
+            await instances.start(one)
+        assert trio.current_time() == pytest.approx(3.0)
+        assert "within 3 s; see to what it waits for" in str(bad.value)
+
+
+async def test_one_that_never_stops_does_not_keep_the_others(autojump_clock):
+    instances = Instances()
+    one = await Instance.made(Section("sink", "slow", Hanging, None), SimpleNamespace())
+    other = await made()
+    async with instances.running("sink"):
+        await instances.start(one)
+        await instances.start(other)
+        assert instances.unfinished() == ["sinks.slow", "sinks.one"]
+        begun = trio.current_time()
+        await one.restart()
+        assert one.state == "running"
+        await instances.stop(one)
+        assert trio.current_time() == pytest.approx(begun + 4.0)
+        assert instances.unfinished() == ["sinks.one"]
+        other.stop()
+        await other.gone()

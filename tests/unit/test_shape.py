@@ -26,6 +26,8 @@ LAYERS = [
         "tardisd.metrics",
         "tardisd.log",
         "tardisd.systemd",
+        "tardisd.watch",
+        "tardisd.overdue",
         "tardisd.venue",
         "tardisd.dumps",
     },
