@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 from pathlib import Path
+
+import contract_page
 
 import tardisd
 from tardisd.plugins.hooks import GROUP
@@ -81,6 +84,29 @@ async def test_the_sink_writes_what_it_is_given(tmp_path):
         await writer.write(OneBlock())
         await writer.write(OneBlock())
     assert (tmp_path / "x.ndjson").read_text() == '{"seq":1}\n' * 2
+
+
+def test_the_page_of_the_contract_is_up_to_date():
+    told = "run `python tests/docs/contract_page.py`, and see whether CONTRACT_VERSION must grow"
+    assert contract_page.PAGE.read_text() == contract_page.page(), told
+
+
+def test_everything_of_the_contract_is_on_the_page():
+    """Whatever the page is made of: no public class of the contracts, and no method, is missing."""
+    text = contract_page.PAGE.read_text()
+    homes = ("analyzer", "base", "exchange", "format", "host", "sessions", "sink", "storage")
+    for home in homes:
+        module = importlib.import_module(f"tardisd.plugins.{home}")
+        for name, cls in vars(module).items():
+            mine = isinstance(cls, type) and cls.__module__ == module.__name__
+            if not mine or name.startswith("_") or name == "Alone":
+                continue
+            assert f"### {name}\n" in text, f"{name} is missing: add it to PARTS"
+            section = text.split(f"### {name}\n")[1].split("\n## ")[0].split("\n### ")[0]
+            for member, value in vars(cls).items():
+                if not member.startswith("_") and (callable(value) or isinstance(value, property)):
+                    assert f"{member}(" in section or f"`{member}:" in section, (name, member)
+                    assert value.__doc__, f"{name}.{member} says nothing"
 
 
 def test_every_hook_and_name_is_mentioned():
