@@ -18,8 +18,8 @@ from tardisd.config import model
 from tardisd.config.diff import section_of
 from tardisd.errors import PluginError, RequestError, TardisError
 from tardisd.log import Log
-from tardisd.plugins.analyzer import Analyzer
 from tardisd.overdue import LOOK_SECS, Calls, watch
+from tardisd.plugins.analyzer import Analyzer
 from tardisd.plugins.base import KINDS, Context, Plugin
 from tardisd.plugins.host import find_analyzer, find_storage
 from tardisd.plugins.storage import Storage

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tardisd.plugins import CONTRACT_VERSION, hooks
-from tardisd.plugins.analyzer import Analysis, Analyzer
+from tardisd.plugins.analyzer import Analysis, Analyzer, Answer, Question
 from tardisd.plugins.base import Context, Options, Plugin
 from tardisd.plugins.exchange import Availability, Exchange, Page
 from tardisd.plugins.format import FileFormat, Layout, Sample
@@ -39,7 +39,7 @@ PARTS = {
     "Exchanges": [Exchange, Availability, Page],
     "Storages": [Storage, Appended, SeriesInfo, Provenance],
     "Sinks": [Sink, Writer, Block, Rows, Notice],
-    "Analyzers": [Analyzer, Analysis],
+    "Analyzers": [Analyzer, Analysis, Question, Answer],
     "File formats": [FileFormat, Sample, Layout],
     "Sessions": [
         Sessions,
