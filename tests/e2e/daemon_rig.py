@@ -207,12 +207,12 @@ class Daemon:
             command.kill()
             command.communicate()
 
-    def stop(self, number: int = signal.SIGTERM, secs: float = 15.0) -> None:
+    def stop(self, number: int = signal.SIGTERM, secs: float = DEADLINE_SECS) -> None:
         """Stop it as systemd does; it must exit with 0 and have no traceback in its log."""
         self.process.send_signal(number)
         self.check_exit(secs)
 
-    def check_exit(self, secs: float = 15.0) -> None:
+    def check_exit(self, secs: float = DEADLINE_SECS) -> None:
         """Wait for the process to exit with 0 and no traceback in its log."""
         assert self.process.wait(secs) == 0, self.log
         self.check_log()

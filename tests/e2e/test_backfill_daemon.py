@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from daemon_rig import Daemon, running, wait_for
+from websocket_client import DEADLINE_SECS
 
 CONFIG = """
 [daemon]
@@ -144,7 +145,7 @@ def test_a_job_goes_on_when_who_asked_is_gone(daemon):
         "the job",
     )[0]
     asking.send_signal(signal.SIGINT)
-    _, err = asking.communicate(timeout=30)
+    _, err = asking.communicate(timeout=DEADLINE_SECS)
     assert asking.returncode == 1
     assert "interrupted" in err
     assert ended(daemon, job)["state"] == "finished"
@@ -160,7 +161,7 @@ def test_cancelling(daemon):
     assert daemon.ctl("backfill", "cancel", job) == f"backfill {job} cancelled\n"
     covered = daemon.json("series", "coverage", TRADES, "--to", "2023-06-01")["spans"]
     assert covered[0]["start"] == "2023-01-01T00:00:00.000Z"
-    out, err = waiting.communicate(timeout=60)
+    out, err = waiting.communicate(timeout=DEADLINE_SECS)
     assert (waiting.returncode, err) == (0, "")
     assert re.fullmatch(rf"{TRADES}: [\d,]+ added, 0 unchanged, 0 revised\n", out)
     assert re.search(r"^backfills +none$", daemon.ctl("status"), re.MULTILINE)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from daemon_rig import running, wait_for
+from websocket_client import DEADLINE_SECS
 
 from tardisd.control.client import ControlClient
 from tardisd.market.series import Series
@@ -64,7 +65,7 @@ def serving(venue: BinanceVenue) -> Iterator[BinanceVenue]:
     thread = threading.Thread(target=trio.run, args=(serve,))
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(DEADLINE_SECS)
         yield venue
     finally:
         token[0].run_sync_soon(over.set)

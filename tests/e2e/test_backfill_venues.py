@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import trio
 from daemon_rig import Daemon, running, wait_for
+from websocket_client import DEADLINE_SECS
 
 import tardisd.testing.venues.faults as faults
 from tardisd.market.check import same_rows
@@ -154,7 +155,7 @@ def serving(venue: Venue) -> Iterator[Venue]:
     thread = threading.Thread(target=trio.run, args=(serve,))
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(DEADLINE_SECS)
         yield venue
     finally:
         token[0].run_sync_soon(ends.set)

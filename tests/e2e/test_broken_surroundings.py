@@ -25,6 +25,7 @@ from daemon_rig import (
     store_candles,
     wait_for,
 )
+from websocket_client import DEADLINE_SECS
 
 SERIES = "binance:BTC/USDT@candle_1m"
 ROWS = 20_000
@@ -174,7 +175,7 @@ def test_a_disk_that_is_full(folder: Path) -> None:
                 "data", "import", path,
                 "--exchange", "binance", "--symbol", "XRP/USDT", "--data-type", "candle_1m",
             )  # fmt: skip
-            _, said = done.communicate(timeout=60)
+            _, said = done.communicate(timeout=DEADLINE_SECS)
             if done.returncode:
                 break
             acknowledged += 6000

@@ -23,7 +23,7 @@ from daemon_rig import (
     store_candles,
     wait_for,
 )
-from websocket_client import Closed
+from websocket_client import DEADLINE_SECS, Closed
 
 BTC, XRP = "binance:BTC/USDT@candle_1m", "binance:XRP/USDT@candle_1m"
 LARGE = 500_000
@@ -79,7 +79,7 @@ def test_killed_while_importing_and_replaying(tmp_path: Path, large: Path) -> No
         daemon.kill()
         with pytest.raises(Closed):
             client.until_type("end")
-        _, said = importing.communicate(timeout=30)
+        _, said = importing.communicate(timeout=DEADLINE_SECS)
         assert importing.returncode == 3, said
         assert "hung up" in said
         assert daemon.socket.exists()
@@ -141,11 +141,11 @@ def test_stopped_in_the_middle_of_everything(
         with pytest.raises(Closed) as closed:
             follower.get()
         assert closed.value.code == 1001
-        daemon.check_exit(10)
-        watched, _ = watcher.communicate(timeout=10)
+        daemon.check_exit()
+        watched, _ = watcher.communicate(timeout=DEADLINE_SECS)
         assert "-- end" in watched
         assert "reason=stopped" in watched
-        _, said = importing.communicate(timeout=10)
+        _, said = importing.communicate(timeout=DEADLINE_SECS)
         assert importing.returncode == 1
         assert "stopping" in said
         assert not daemon.socket.exists()
@@ -163,7 +163,7 @@ def test_stopped_by_command_and_watchdog_told(tmp_path: Path) -> None:
     with running(tmp_path, environ={"WATCHDOG_USEC": "200000"}) as daemon:
         daemon.await_note("WATCHDOG=1")
         assert daemon.ctl("stop") == "stopped\n"
-        assert daemon.process.wait(10) == 0
+        assert daemon.process.wait(DEADLINE_SECS) == 0
         daemon.check_log()
 
 
@@ -211,6 +211,6 @@ def test_a_broken_pipe_is_no_error(tmp_path: Path) -> None:
         os.close(writing)
         os.read(reading, 100)
         os.close(reading)
-        _, said = export.communicate(timeout=30)
+        _, said = export.communicate(timeout=DEADLINE_SECS)
         assert "Traceback" not in said
         assert rows_of(daemon, BTC) == 20_000

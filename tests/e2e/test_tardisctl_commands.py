@@ -13,6 +13,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from websocket_client import DEADLINE_SECS
 
 CONFIG = """
 [daemon]
@@ -76,7 +77,7 @@ class Daemon:
             [self.program / "tardisctl", "--socket", self.socket, *words],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=DEADLINE_SECS,
             check=False,
             **options,
         )
@@ -215,11 +216,11 @@ def test_watching_a_session(stored):
         stdout=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + DEADLINE_SECS
     while not stored.json("session", "show", "w")["subscribers"]:
         assert time.monotonic() < deadline
     stored.ctl("session", "resume", "w")
-    text, _ = watch.communicate(timeout=60)
+    text, _ = watch.communicate(timeout=DEADLINE_SECS)
     assert watch.returncode == 0
     assert f"2024-03-01T00:01:00.000Z {SERIES} open=61130.98" in text
     assert "-- gap" in text
@@ -342,13 +343,13 @@ def test_stopping(program, tmp_path):
         second = subprocess.run(
             [program / "tardisd", "run", "-c", one.config],
             capture_output=True,
-            timeout=60,
+            timeout=DEADLINE_SECS,
             check=False,
         )
         assert second.returncode == 1
         assert b"another daemon listens" in second.stderr
         assert one.ctl("stop").stdout == "stopped\n"
-        assert one.process.wait(30) == 0
+        assert one.process.wait(DEADLINE_SECS) == 0
         one.ctl("status", code=3)
         assert not one.socket.exists()
     finally:
@@ -364,7 +365,7 @@ def test_a_killed_daemon_leaves_a_socket_that_is_replaced(program, tmp_path):
     two = Daemon(program, tmp_path)
     two.ctl("status")
     two.process.send_signal(signal.SIGTERM)
-    assert two.process.wait(30) == 0
+    assert two.process.wait(DEADLINE_SECS) == 0
 
 
 def test_parquet_goes_out_and_comes_back(stored, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from daemon_rig import CONFIG, DAY, Daemon, klines, run, running, store_candles, wait_for
-from websocket_client import WebSocket
+from websocket_client import DEADLINE_SECS, WebSocket
 
 BTC = "binance:BTC/USDT@candle_1m"
 EVERYTHING = """
@@ -229,7 +229,7 @@ def test_watching_a_running_session(daemon: Daemon) -> None:
     watcher = daemon.start_ctl("session", "watch", "seen")
     wait_for(lambda: daemon.ask("session.show", session_id="seen")["subscribers"], "the watcher")
     daemon.ctl("session", "resume", "seen")
-    text, _ = watcher.communicate(timeout=30)
+    text, _ = watcher.communicate(timeout=DEADLINE_SECS)
     assert watcher.returncode == 0
     lines = text.splitlines()
     assert lines[0].startswith("-- resumed")

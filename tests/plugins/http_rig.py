@@ -126,7 +126,7 @@ class Lines:
         assert dict(answer.headers)[b"content-type"] == b"application/x-ndjson"
 
     async def _event(self):
-        with trio.fail_after(30):
+        with trio.fail_after(100):
             while (event := self._connection.next_event()) is h11.NEED_DATA:
                 self._connection.receive_data(await self._stream.receive_some(65536))
         return event

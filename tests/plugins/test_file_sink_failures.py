@@ -164,7 +164,7 @@ def test_a_full_disk_is_waited_for(tmp_path):
         [*mounted, f"{mount} && exec '{sys.executable}' '{program}'"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -100,7 +100,7 @@ async def test_whoever_waits_for_a_step_may_go(tmp_path):
         while not session.status()["waiting_for"]:
             await trio.testing.wait_all_tasks_blocked()
         await raw.aclose()
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             while rig.sink.connections > 2:
                 await trio.testing.wait_all_tasks_blocked()
         await rig.ask("POST", "/api/replay/s/stop")

@@ -124,7 +124,7 @@ async def test_a_client_that_goes_is_let_go(tmp_path):
         session = rig.sessions.get("s")
         assert session.status()["subscribers"] == 1
         await raw.aclose()
-        with trio.fail_after(10):
+        with trio.fail_after(100):
             while session.status()["subscribers"]:
                 await trio.testing.wait_all_tasks_blocked()
 
@@ -158,7 +158,7 @@ async def test_a_client_that_stopped_reading_is_dropped(tmp_path, monkeypatch):
         assert status_of(await raw.receive_some(100)) == 200
         lines = await rig.everything("s")
         assert lines[-1]["ticks"] == TRADE_COUNT
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             while rig.sink.connections > 1:  # one of the other client is kept alive
                 await trio.testing.wait_all_tasks_blocked()
         received = await gone(raw)
@@ -175,7 +175,7 @@ async def test_a_client_that_is_too_slow_learns_it(tmp_path):
         await rig.ask("POST", "/api/replay/s/resume")
         while rig.sessions.get("s").status()["status"] == "active":
             await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             while not data.endswith(b"\r\n0\r\n\r\n"):
                 data += await raw.receive_some(65536)
         lines = [json.loads(line) for line in unchunked(data).splitlines()]
@@ -194,7 +194,7 @@ async def test_drop_oldest_announces_every_hole(tmp_path):
         await rig.ask("POST", "/api/replay/s/resume")
         while rig.sessions.get("s").status()["status"] == "active":
             await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             while not data.endswith(b"\r\n0\r\n\r\n"):
                 data += await raw.receive_some(65536)
         expected, skipped = 1, 0
@@ -254,7 +254,7 @@ async def test_an_ephemeral_session_ends_with_its_last_stream(tmp_path):
             await trio.testing.wait_all_tasks_blocked()
         assert session.status()["status"] == "paused"
         await two.aclose()
-        with trio.fail_after(10):
+        with trio.fail_after(100):
             while session.status()["status"] != "stopped":
                 await trio.testing.wait_all_tasks_blocked()
 

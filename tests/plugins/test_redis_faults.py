@@ -90,7 +90,7 @@ async def test_killed_and_revived_it_has_each_tick_once(server, seed):
         nursery.start_soon(revive)
         sink = make_sink(server.url, stream=True)
         async with sink.run():
-            with trio.fail_after(60):
+            with trio.fail_after(100):
                 await deliver(sink, suite_session("s"), blocks, course)
         nursery.cancel_scope.cancel()
     assert course.failures == []  # the sink waited for it by itself
@@ -132,7 +132,7 @@ async def test_cut_off_at_any_place_each_tick_is_published_once(server, stream):
         sink = make_sink(f"redis://127.0.0.1:{port}", stream=stream, patience_secs=45)
         async with sink.run():
             course = Course()
-            with trio.fail_after(60):
+            with trio.fail_after(100):
                 await deliver(sink, suite_session("s"), blocks, course)
         nursery.cancel_scope.cancel()
     assert course.failures == []

@@ -234,7 +234,7 @@ async def test_its_state_is_kept_in_a_key_and_in_the_set_of_the_paused(client, n
         await writer.notice(Notice("paused", {"clock": 1}))
         assert (shown()["status"], is_paused()) == ("paused", True)
         client("DEL", key)
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             while client("GET", key) is None:  # kept alive though nothing happens
                 await trio.sleep(0.01)
         session.word = "finished"

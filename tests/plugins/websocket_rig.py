@@ -84,7 +84,7 @@ class Client:
         await self.websocket.send_message(json.dumps({"type": type_, **fields}))
 
     async def get(self):
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             return json.loads(await self.websocket.get_message(), parse_float=str)
 
     async def until(self, *types):
@@ -152,7 +152,7 @@ class Frames:
 
     async def _take(self, count):
         while len(self._buffer) < count:
-            with trio.fail_after(60):
+            with trio.fail_after(100):
                 data = await self.stream.receive_some(65536)
             if not data:
                 return None

@@ -86,7 +86,7 @@ class Client:
 
     async def get(self):
         """Return the next line, or None when the server has hung up."""
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             while b"\n" not in self._bytes:
                 try:
                     piece = await self.stream.receive_some()

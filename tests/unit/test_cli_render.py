@@ -35,7 +35,7 @@ def on_terminal(code):
     ours, theirs = pty.openpty()
     environ = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "60"}
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=theirs, env=environ, timeout=60, check=True
+        [sys.executable, "-c", code], stdout=theirs, env=environ, timeout=120, check=True
     )
     os.close(theirs)
     assert done.returncode == 0

@@ -32,7 +32,7 @@ async def in_thread(path, use):
         with ControlClient(path) as client:
             return use(client)
 
-    with trio.fail_after(20):
+    with trio.fail_after(100):
         return await trio.to_thread.run_sync(work)
 
 

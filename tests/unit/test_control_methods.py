@@ -95,7 +95,7 @@ async def test_watching_to_the_end(rig):
             **DAY,
         )
         await watcher.send(watcher.line("session.watch", session_id="s", max_ticks=10_000))
-        with trio.fail_after(10):
+        with trio.fail_after(100):
             while not (await other.result("session.show", session_id="s"))["subscribers"]:
                 await trio.sleep(0.01)
         await other.result("session.resume", session_id="s")
@@ -125,7 +125,7 @@ async def test_watchers_see_the_newest_of_many(rig):
             **DAY,
         )
         await watcher.send(watcher.line("session.watch", session_id="s", max_ticks=3))
-        with trio.fail_after(10):
+        with trio.fail_after(100):
             while not (await other.result("session.show", session_id="s"))["subscribers"]:
                 await trio.sleep(0.01)
         await other.result("session.resume", session_id="s")
@@ -298,9 +298,9 @@ async def test_an_import_ends_with_its_client(rig, tmp_path, monkeypatch):
         )
         with path.open("rb") as file:
             await client.send_with_files(line, [file.fileno()])
-        with trio.fail_after(10):
+        with trio.fail_after(100):
             await entered.wait()
-    with trio.fail_after(10):
+    with trio.fail_after(100):
         await cancelled.wait()
 
 
@@ -326,7 +326,7 @@ async def test_jobs_end_before_the_daemon_does(rig):
         await client.send_with_files(line, [writing])
         os.close(writing)
         await trio.lowlevel.wait_readable(reading)  # nobody reads on: the pipe is full soon
-        with trio.fail_after(10):
+        with trio.fail_after(100):
             await rig.services.jobs.end_all()
         answer, _ = await client.answer()
         assert answer["error"]["data"]["code"] == "wrong_state"
@@ -346,7 +346,7 @@ async def test_an_export_through_a_pipe(rig):
         await client.send_with_files(line, [writing])
         os.close(writing)
         text = b""
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             while piece := await pipe.receive_some():
                 text += piece
         answer, _ = await client.answer()

@@ -57,6 +57,6 @@ def test_it_costs_nothing_where_it_is_not_used(tmp_path):
     words = ["-q", *(word for name in others for word in ("-p", f"no:{name}"))]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words, str(test)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -35,7 +35,7 @@ NAMES = ("open", "high", "low", "close")
 @asynccontextmanager
 async def venue_and_client(data, **options):
     options.setdefault("clock", LATER)
-    client = httpx.AsyncClient(timeout=5.0, trust_env=False, verify=False)
+    client = httpx.AsyncClient(timeout=60.0, trust_env=False, verify=False)
     async with OkxVenue(data, **options).serve() as venue, client:
         yield venue, client
 
