@@ -34,7 +34,7 @@ HANDSHAKE_SECS = 10.0
 IDLE_SECS = 15.0  # for a request's head to come, and between requests
 STALL_SECS = 60.0  # for a client to take what is written to it
 LOOK_SECS = 1.0
-STOP_SECS = 3.0
+STOP_SECS = 1.5
 MORE_SOCKETS = 100  # that may be told that the house is full
 HEAD_BYTES = 32 * 1024
 

@@ -34,7 +34,7 @@ from tardisd_websocket.requests import Quota
 from tardisd_websocket.stream import FrameStream, Transport, close_frame
 
 HANDSHAKE_SECS = 10.0
-STOP_SECS = 3.0
+STOP_SECS = 1.5  # who is stuck has had half of shutdown_secs already
 MORE_SOCKETS = 100  # that may be in the handshake, or being told that the house is full
 READ_BYTES = 16 * 1024
 BREACHES = frozenset({1002, 1003, 1007})
