@@ -58,7 +58,8 @@ class CandleBuilder:
     """Builds the candles of one series within `span` from batches of `source`, in order.
 
     `coverage` and `causes` are the source's. Its rows are read from `start` on (default: all of
-    the span), which is an open of the series.
+    the span), which is an open of the series; a candle of the source that opens at `before`, the
+    last one before `start`, may reach beyond it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class CandleBuilder:
         causes: Sequence[Gap],
         forming: bool = False,
         start: int | None = None,
+        before: int | None = None,
     ) -> None:
         interval = series.data_type.interval
         assert interval is not None
@@ -77,13 +79,19 @@ class CandleBuilder:
         self._interval, self._forming = interval, forming
         self._coverage, self._causes = coverage, causes
         within = whole_candles(span, interval) or Span(span.start, span.start)
-        self.within = within if start is None else Span(max(start, within.start), within.end)
+        begin = within.start if start is None else max(start, within.start)
+        self.within = Span(min(begin, within.end), within.end)
         #: Gaps known from the beginning, each told at its start.
         self.uncovered = _whole(uncovered_gaps(coverage, causes, within), interval, within)
         self._broken = _Broken(self.uncovered)
         self._rows_scanner: HoleScanner | None = None
         if source.data_type.interval is not None:
             self._rows_scanner = HoleScanner(source.data_type.interval, self.within)
+            if before is not None and before >= within.start:
+                self._rows_scanner.feed(np.array([before], np.int64))
+                reach = Span(before, source.data_type.interval.close(before))
+                if (part := _outer(reach, interval).intersect(self.within)) is not None:
+                    self._broken.add(part.start, Gap(part, "unknown"))
         self._scanner = HoleScanner(interval, self.within)
         self._pending = Batch.empty(series)
         self._pending_update = np.empty(0, np.int64)

@@ -71,7 +71,7 @@ class Lifetime:
             cause,
             self._stage,
             until if until is not None and begin.release < until else None,
-            tuple(one.series for one in self._source.materials),
+            self._source.series,
             awaiting_snapshot=cause is not None,
         )
 

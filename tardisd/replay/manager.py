@@ -22,10 +22,10 @@ from tardisd.plugins.storage import Storage
 from tardisd.replay.audience import Audience
 from tardisd.replay.clock import check_speed
 from tardisd.replay.delivery import Delivery
+from tardisd.replay.derivation import Found, find
 from tardisd.replay.records import Place, request_as_json, request_from_json
 from tardisd.replay.session import ReplaySession
-from tardisd.replay.source import Material, Source, Workers
-from tardisd.replay.stored import material, refuse_without_data
+from tardisd.replay.source import Source, Workers
 from tardisd.replay.timeline import Timeline, Tuning
 from tardisd.state import SessionRecord, State
 from tardisd.wall import wall_ns
@@ -138,9 +138,7 @@ class SessionManager:
         session_id = self._reserve(request.session_id)
         self._users[session_id] = (storage, *(sink for _, sink in sinks))
         try:
-            series = tuple(sorted(dict.fromkeys(request.series), key=lambda one: one.order))
-            await refuse_without_data(storage, series, Span(request.start, request.end))
-            materials = [await material(storage, one) for one in series]
+            found = await find(storage, request)
             self._running_nursery()
         except BaseException as error:
             del self._users[session_id]
@@ -149,7 +147,7 @@ class SessionManager:
             raise
         finally:
             self._reserved.discard(session_id)
-        session = self._make(session_id, request, materials, storage)
+        session = self._make(session_id, request, found, storage)
         self._start(session, sinks, wall_ns())
         return session
 
@@ -157,20 +155,21 @@ class SessionManager:
         self,
         session_id: str,
         request: SessionRequest,
-        materials: Sequence[Material],
+        found: Found,
         storage: Storage[Any],
     ) -> ReplaySession:
         def source(audience: Audience, time: Timeline) -> Source:
             return Source(
                 session_id,
                 Span(request.start, request.end),
-                materials,
+                found.materials,
                 storage,
                 request.publish_delay,
                 request.release == "open-lookahead",
                 self._workers,
                 lambda: audience.demand,
                 lambda: time.unpaced,
+                found.derivations,
             )
 
         return ReplaySession(session_id, request, source, self._limits.tuning, self._spawn)
@@ -301,11 +300,10 @@ class SessionManager:
     async def _take_up(self, record: SessionRecord, place: Mapping[str, Any]) -> None:
         request = request_from_json(record.session_id, record.request)
         storage = self._storage(request.storage)
-        series = sorted(dict.fromkeys(request.series), key=lambda one: one.order)
-        materials = [await material(storage, one) for one in series]
+        found = await find(storage, request, again=True)
         sinks = [(name, self._sink(name)) for name in dict.fromkeys(request.sinks)]
         self._users[record.session_id] = (storage, *(sink for _, sink in sinks))
-        session = self._make(record.session_id, request, materials, storage)
+        session = self._make(record.session_id, request, found, storage)
         session.restore(Place.from_json(place))
         self._start(session, sinks, record.created_at)
         log.info("session taken up", session=record.session_id, **place)
@@ -322,7 +320,9 @@ class SessionManager:
             self._state.forget(record.session_id)
             return
         request = request_from_json(record.session_id, record.request)
-        session = self._make(record.session_id, request, [], next(iter(self._storages.values())))
+        session = self._make(
+            record.session_id, request, Found(), next(iter(self._storages.values()))
+        )
         session.restore_ended(record.status, end)
         self._sessions[record.session_id] = session
         self._running_nursery().start_soon(self._forget_later, record.session_id, left)
@@ -347,13 +347,13 @@ class SessionManager:
 
     def _check(self, request: SessionRequest) -> None:
         check_speed(request.speed)
-        if not request.series:
+        count = len(request.series) + len(request.derive)
+        if not count:
             raise RequestError("bad_request", "series: at least one is needed")
-        if len(request.series) > self._limits.max_series:
+        if count > self._limits.max_series:
             raise RequestError(
                 "too_large",
-                f"{len(request.series)} series in one session; the limit is"
-                f" {self._limits.max_series}",
+                f"{count} series in one session; the limit is {self._limits.max_series}",
             )
         if request.end <= request.start:
             raise RequestError("bad_request", "end_time: must be after start_time")

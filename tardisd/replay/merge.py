@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
@@ -42,9 +43,20 @@ class Piece:
     release: Ints
 
 
+class Taker(Protocol):
+    """What wants the rows that a track is fed, as they come."""
+
+    def take_in(self, batch: Batch) -> None:
+        """Take the next rows."""
+
+    def finish(self) -> None:
+        """Take note that nothing more comes."""
+
+
 class Track:
     """One series on its way into the merge: what was read and not yet released.
 
+    `takers` are given what it is fed. One that is not `delivered` is read for them alone.
     `first_open` (ns) is that of the first candle that will be fed, where earlier ones are left out.
     """
 
@@ -58,6 +70,8 @@ class Track:
         first_open: int | None = None,
     ) -> None:
         self.series = series
+        self.takers: list[Taker] = []
+        self.delivered = True
         self.marks: list[Mark] = []
         self.open = True
         self._waiting: deque[tuple[Batch, Ints]] = deque()
@@ -77,7 +91,15 @@ class Track:
         """Take the next batch of the series, rows inside the session's span."""
         if self._scanner is not None:
             self._tell_holes(self._scanner.feed(batch.ts_event))
-        release = batch.ts_event if lookahead else batch.release(self._delay)
+        self.put(batch, batch.ts_event if lookahead else batch.release(self._delay))
+        for taker in self.takers:
+            taker.take_in(batch)
+
+    def absorb(self) -> None:
+        """Do what was put off while rows were read; called before each window is made."""
+
+    def put(self, batch: Batch, release: Ints) -> None:
+        """Take rows with the times (ns, ascending) at which they are released."""
         if len(batch):
             self._waiting.append((batch, release))
 
@@ -86,6 +108,8 @@ class Track:
         self.open = False
         if self._scanner is not None:
             self._tell_holes(self._scanner.finish())
+        for taker in self.takers:
+            taker.finish()
 
     def _tell_holes(self, holes: Sequence[Span]) -> None:
         interval = self.series.data_type.interval
@@ -245,9 +269,10 @@ class Merger:
         self._lookahead = lookahead
         self.window_ticks = window_ticks
         self._bound: int | None = None
-        kinds = dict.fromkeys(track.series.data_type.kind for track in self.tracks)
+        delivered = [track.series for track in self.tracks if track.delivered]
+        kinds = dict.fromkeys(series.data_type.kind for series in delivered)
         self._tables = {
-            kind: tuple(t.series for t in self.tracks if t.series.data_type.kind == kind)
+            kind: tuple(series for series in delivered if series.data_type.kind == kind)
             for kind in kinds
         }
 
@@ -280,6 +305,8 @@ class Merger:
 
     def window(self) -> Window:
         """Return what can be ordered now; it may be empty while a track stays hungry."""
+        for track in self.tracks:
+            track.absorb()
         lasts = [track.last for track in self.tracks if track.open and track.last is not None]
         self._bound = min(lasts) if lasts else None
         kinds: list[Ticks] = []

@@ -19,7 +19,7 @@ async def prove(source: Source, course: Course) -> dict[str, Any]:
     `data_changed` tells that the stored series changed since the session was created. Raises
     RequestError for a session of which only the end is known.
     """
-    if not source.materials:
+    if not source.series:
         raise RequestError(
             "wrong_state",
             f"session {source.session_id!r} ended before the daemon was started; create it again",

@@ -22,8 +22,10 @@ class SinkFacts(Protocol):
 
 def asked(request: SessionRequest) -> dict[str, Any]:
     """Return what was asked for, as messages show it."""
+    derived = {"derive": [series.text for series in request.derive]} if request.derive else {}
     return {
         "series": [series.text for series in request.series],
+        **derived,
         "start_time": request.start // MILLISECOND,
         "end_time": request.end // MILLISECOND,
     }

@@ -19,13 +19,16 @@ import trio
 from tardisd.market.columns import Batch
 from tardisd.market.decimals import Ints
 from tardisd.market.series import Series
-from tardisd.market.span import Coverage, Gap, Span
+from tardisd.market.span import Span
 from tardisd.plugins.storage import Storage
 from tardisd.replay.block import Prepared, make_encoders
+from tardisd.replay.derivation import Derivation, resume_at
 from tardisd.replay.merge import BLOCK_TICKS, Mark, Merger, Track
 from tardisd.replay.position import Position
 from tardisd.replay.prelude import Snapshot, last_released
 from tardisd.replay.prepare import Opening, Preparer, Stamp
+from tardisd.replay.stored import Material
+from tardisd.replay.workshop import SilentTrack, Workshop
 from tardisd.wire.encode import Frame
 
 READ_AHEAD_BLOCKS = 2
@@ -53,16 +56,6 @@ class Workers:
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """What is stored for one series of a session."""
-
-    series: Series
-    coverage: Coverage
-    causes: Sequence[Gap]
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
     """Where a session's ticks come from and how they are prepared.
 
@@ -78,6 +71,19 @@ class Source:
     workers: Workers
     demand: Callable[[], frozenset[str]]
     unpaced: Callable[[], bool] = lambda: False
+    derivations: Sequence[Derivation] = ()
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """What is delivered and may have gaps, in order."""
+        stored = [one.series for one in self.materials]
+        derived = [one.series for one in self.derivations]
+        return tuple(sorted([*stored, *derived], key=lambda series: series.order))
+
+    def _read(self) -> dict[Series, Material]:
+        """Return what is read: delivered, or only to build candles of it."""
+        found = {one.series: one for one in self.materials}
+        return found | {one.source.series: one.source for one in self.derivations}
 
     def aside(self, demand: Iterable[str] = ()) -> Source:
         """Return the same source for a reader of its own, which never holds up the event loop."""
@@ -86,7 +92,7 @@ class Source:
 
     async def has_changed(self) -> bool:
         """Tell whether the stored series changed since the session was created."""
-        for one in self.materials:
+        for one in self._read().values():
             if await self.storage.version(one.series) != one.version:
                 return True
         return False
@@ -130,9 +136,10 @@ class Source:
     async def _merging(self, begin: Position | None) -> AsyncIterator[_Feeds]:
         """Open all series: from the session's start, or from the last row before a position."""
         async with AsyncExitStack() as stack:
-            tracks, channels = [], {}
-            for material in self.materials:
-                before: Batch | None = None
+            tracks: list[Track] = []
+            channels: dict[Series, _Batches] = {}
+            for material in self._read().values():
+                before = more = None
                 span = self.span
                 if begin is not None and begin.release > span.start:
                     before = await last_released(
@@ -144,14 +151,7 @@ class Source:
                         self.lookahead,
                     )
                     span = Span(self._read_from(material.series, before, begin), span.end)
-                track = Track(
-                    material.series,
-                    self.span,
-                    material.coverage,
-                    material.causes,
-                    self.publish_delay,
-                    None if before is None else int(before.ts_event[0]),
-                )
+                track = self._track(material, before)
                 channel = await stack.enter_async_context(self.storage.read(track.series, span))
                 if before is not None:
                     more = await _next_batch(channel, self.span)
@@ -159,7 +159,43 @@ class Source:
                                self.lookahead)  # fmt: skip
                 tracks.append(track)
                 channels[track.series] = channel
+                for derivation in self.derivations:
+                    if derivation.source.series == track.series:
+                        workshop = await self._workshop(derivation, begin, span.start)
+                        if more is not None:
+                            workshop.take_in(more)
+                        track.takers.append(workshop)
+                        tracks += workshop.tracks
             yield _Feeds(Merger(tracks, self.lookahead), channels, self.span)
+
+    def _track(self, material: Material, before: Batch | None) -> Track:
+        if all(material.series != one.series for one in self.materials):
+            return SilentTrack(material.series, self.publish_delay)
+        return Track(
+            material.series,
+            self.span,
+            material.coverage,
+            material.causes,
+            self.publish_delay,
+            None if before is None else int(before.ts_event[0]),
+        )
+
+    async def _workshop(
+        self, derivation: Derivation, begin: Position | None, upto: int
+    ) -> Workshop:
+        """Return what builds a series; it has seen what it needs of its source before `upto`."""
+        span, delay = self.span, self.publish_delay
+        if begin is None or begin.release <= span.start:
+            return Workshop(derivation, span, delay)
+        resumption = await resume_at(self.storage, derivation, span, begin.release, delay)
+        workshop = Workshop(derivation, span, delay, resumption)
+        if resumption.start < upto:
+            missed = Span(resumption.start, upto)
+            async with self.storage.read(derivation.source.series, missed) as batches:
+                async for batch in batches:
+                    workshop.take_in(batch.within(span))
+                    await trio.to_thread.run_sync(workshop.absorb, limiter=self.workers.limiter)
+        return workshop
 
     def _read_from(self, series: Series, before: Batch | None, begin: Position) -> int:
         """Return the event time (ns) of the first row that was not released before a position."""

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tardisd.errors import RequestError, StorageError
 from tardisd.market.series import Series
-from tardisd.market.span import Span
+from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.storage import Storage
-from tardisd.replay.source import Material
 
 _NAMED_IN_ERRORS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What is stored for one series of a session."""
+
+    series: Series
+    coverage: Coverage
+    causes: Sequence[Gap]
+    version: int
 
 
 async def has_rows(storage: Storage[Any], series: Series, span: Span) -> bool:

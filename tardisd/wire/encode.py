@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tardisd.market.columns import NO_SIDE, SIDES, Ids, closes
 from tardisd.market.decimals import Decimals, Ints
-from tardisd.market.series import Series
+from tardisd.market.series import DerivedSeries, Series
 from tardisd.market.ticks import Parts, Ticks
 from tardisd.wire import digits, moments
 from tardisd.wire.digits import BLANK, Grid, digit_count, extent, shared_digits
@@ -184,6 +184,9 @@ def _names(series: Series, _: int) -> bytes:
     text = f'"symbol":{symbol},"exchange":"{series.exchange}"'
     if series.data_type.interval is not None:
         text += f',"interval":"{series.data_type.interval}"'
+    if isinstance(series, DerivedSeries):
+        text += f',"derived":true,"derived_from":"{series.source}"'
+        text += "" if series.closed else ',"closed":false'
     return text.encode()
 
 
