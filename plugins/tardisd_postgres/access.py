@@ -182,18 +182,19 @@ class Access:
         backoff = Backoff(first=_FIRST_WAIT_SECS, most=_MOST_WAIT_SECS)
         patience = self._patience_secs if patience is None else patience
         deadline = trio.current_time() + patience
+        fresh = True
         while True:
             try:
                 async with turn or nullcontext():
                     result = await trio.to_thread.run_sync(work, limiter=limiter or self._threads)
             except Away as error:
                 self._note_away(error)
-                # Idle connections are as dead; the first new one is worth trying at once.
+                # Idle connections are as dead; a new one is worth trying at once, and in any case.
                 self._drop_idle()
-                if trio.current_time() >= deadline:
+                if not fresh and trio.current_time() >= deadline:
                     raise
-                await trio.sleep(backoff.next() if backoff.attempts else 0)
-                backoff.attempts = max(backoff.attempts, 1)
+                await trio.sleep(0 if fresh else backoff.next())
+                fresh = False
                 if returned is not None:
                     await returned()
             else:

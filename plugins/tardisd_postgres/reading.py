@@ -42,19 +42,14 @@ class Cursor:
         # All statements of such a transaction see one state of the database.
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         entry = catalogue.find(connection, self.series)
-        if entry is None:
-            self.version = 0
-            messages: list[bytes] = []
-        elif self.version is None:
-            messages, position = self._rows(
-                connection, entry, entry.version, self._start(entry), FIRST_ROWS
-            )
-            self.version, self.position = entry.version, position
-        else:
-            messages, self.position = self._rows(
-                connection, entry, self.version, self.position, READ_ROWS
-            )
+        version, position, limit = self.version, self.position, READ_ROWS
+        messages: list[bytes] = []
+        if entry is not None:
+            if version is None:
+                version, position, limit = entry.version, self._start(entry), FIRST_ROWS
+            messages, position = self._rows(connection, entry, version, position, limit)
         connection.execute("COMMIT")
+        self.version, self.position = version, position
         return messages
 
     def _start(self, entry: catalogue.Entry) -> tuple[int, int] | None:

@@ -238,8 +238,9 @@ def _make_partition(connection: Connection, table: Table, month: int) -> None:
 
 
 def _is_there(connection: Connection, name: str) -> bool:
-    row = connection.execute("SELECT to_regclass(%s)", (name,)).fetchone()
-    return row is not None and row[0] is not None
+    # Not by to_regclass, which may answer from a cache that has not heard of others' changes yet.
+    query = "SELECT 1 FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
+    return _exists(connection, f"{query} AND relname = %s", name)
 
 
 def edge_after(table: Table, ts: int) -> int:

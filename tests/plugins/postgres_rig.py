@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import psycopg
 import services
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tardisd.plugins.secret import Secret
 from tardisd.testing.exchange import suite_context
@@ -36,9 +38,9 @@ def own_schema():
 def plugin_of(schema, folder, dsn=None, **options):
     """Return an instance that keeps its tables in the schema."""
     options.setdefault("pool_min", 2)
-    # Without waiting for the disk at each commit: only a crash of the machine tells the difference.
-    quick = make_conninfo(dsn or services.postgres_dsn(), options="-c synchronous_commit=off")
-    chosen = PostgresOptions(dsn=Secret(quick), schema=schema, **options)
+    if dsn is None:  # a server that is not killed: without waiting for the disk at each commit
+        dsn = make_conninfo(services.postgres_dsn(), options="-c synchronous_commit=off")
+    chosen = PostgresOptions(dsn=Secret(dsn), schema=schema, **options)
     return PostgresStorage(chosen, suite_context("main", folder))
 
 
@@ -122,3 +124,66 @@ def own_server():
         if server.runs:
             server.stop()
         shutil.rmtree(folder)
+
+
+def terminate(connection, name="tardisd main"):
+    """End the plugin's connections, as an administrator or a restarted server would."""
+    connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
+        (name,),
+    )
+
+
+class Proxy:
+    """A way to the server that cuts the connection of the `cut`th COMMIT that passes.
+
+    `after`: when the server has answered, whose answer is lost; else before it hears of it.
+    """
+
+    def __init__(self, dsn, *, after, cut=1):
+        found = conninfo_to_dict(dsn)
+        self._target = (found["host"], int(found["port"]))
+        self._after, self._cut = after, cut
+        self.commits = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        port = self._listener.getsockname()[1]
+        self.dsn = make_conninfo(dsn, host="127.0.0.1", port=port, sslmode="disable",
+                                 gssencmode="disable")  # fmt: skip
+        self._threads = []
+
+    @contextmanager
+    def running(self):
+        accepting = threading.Thread(target=self._accept)
+        accepting.start()
+        try:
+            yield self
+        finally:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            for thread in [accepting, *self._threads]:
+                thread.join()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(client,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, client):
+        with client, socket.create_connection(self._target) as server:
+            doomed = False
+            while True:
+                for source in select.select([client, server], [], [])[0]:
+                    data = source.recv(65536)
+                    if not data or (doomed and source is server):
+                        return
+                    if source is client and b"COMMIT\0" in data:
+                        self.commits += 1
+                        doomed = self.commits == self._cut
+                        if doomed and not self._after:
+                            return
+                    (server if source is client else client).sendall(data)
