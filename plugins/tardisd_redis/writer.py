@@ -2,8 +2,8 @@
 
 Positions are (epoch, seq). With a stream they are the ids of its entries, so that Redis itself
 refuses an entry twice and a consumer's own last id says where it stands; without, they are kept
-beside. What Redis has acknowledged and then lost, for it was not told to keep it, is not sent
-again.
+beside. Ticks between what Redis has and what is to be written are asked of the session again: those
+that Redis forgot, that were dropped while it was lost, or that a killed daemon had not sent yet.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from tardisd.errors import NotConnected
+from tardisd.errors import NotConnected, RequestError
 from tardisd.log import Log
-from tardisd.plugins.sessions import Block, Notice, Session
+from tardisd.plugins.sessions import Block, Evicted, Notice, Resume, Session
 from tardisd.plugins.sink import Writer
 from tardisd.supervise import Backoff
 from tardisd.wall import wall_ms
@@ -53,6 +53,10 @@ class Course:
     backoff: Backoff = field(default_factory=partial(Backoff, first=0.1, most=2.0))
 
 
+def _before(gap: Notice) -> Position:
+    return (gap.fields["epoch"], gap.fields["seq"] - 1)
+
+
 class RedisWriter(Writer):
     """Publishes a session's blocks; a block is delivered when Redis has acknowledged all of it."""
 
@@ -84,8 +88,11 @@ class RedisWriter(Writer):
         """Keep the session's own key and its place among the paused ones up to date."""
         if notice.type in {"gap", "skipped"}:
             self._begin(notice.fields["seq" if notice.type == "gap" else "from_seq"])
+        if notice.type == "gap" and self._place == _before(notice):
+            self._place = (notice.fields["epoch"], notice.fields["seq"])
         if notice.type == "end":
             self._course.end = dict(notice.fields)
+            await self._patiently(self._complete)
         if notice.type not in _SILENT:
             await self.refresh()
 
@@ -154,6 +161,12 @@ class RedisWriter(Writer):
         link = await self._linked()
         if self._place is None:
             self._place = await self._where(link)
+        await self._fill(link, block.epoch, block.first_seq - 1)
+        await self._send(link, block)
+
+    async def _send(self, link: Link, block: Block) -> None:
+        """Publish what of the block lies behind the place."""
+        assert self._place is not None
         epoch, seq = self._place
         if epoch > block.epoch:
             return
@@ -162,6 +175,43 @@ class RedisWriter(Writer):
             self._course.sent = (block.epoch, chunk.last_seq)
             await link.transact(chunk.data, chunk.requests)
             self._place = self._course.delivered = self._course.sent
+
+    async def _complete(self) -> None:
+        """Publish what is missing at the end of the session."""
+        link = await self._linked()
+        if self._place is None:
+            self._place = await self._where(link)
+        status = self._session.status()
+        await self._fill(link, status["epoch"], status["seq"])
+
+    async def _fill(self, link: Link, epoch: int, upto: int) -> None:
+        """Publish what Redis lacks up to that seq, as far as the session can still tell it."""
+        assert self._place is not None
+        if self._place[0] < epoch:
+            self._place = (epoch, 0)
+        if self._place >= (epoch, upto):
+            return
+        first, names = self._place[1], {"session": self._session.session_id}
+        try:
+            missed = self._session.subscribe("block", ("data",), "redis", Resume(epoch, first))
+        except RequestError as error:
+            log.warning("ticks lost", **names, after=first, upto=upto, reason=error.message)
+            return
+        log.info("redis catches up", **names, after=first, upto=upto)
+        try:
+            while self._place < (epoch, upto):
+                item = await missed.receive()
+                if not isinstance(item, Notice):
+                    await self._send(link, item)
+                elif item.type == "gap":
+                    self._place = (epoch, item.fields["seq"])
+                elif item.type == "reset":  # nobody needs the rest
+                    return
+        except (Evicted, trio.EndOfChannel) as error:
+            after = self._place[1]
+            log.warning("ticks lost", **names, after=after, upto=upto, reason=str(error))
+        finally:
+            missed.close()
 
     async def _where(self, link: Link) -> Position:
         """Return what Redis has got last, after removing what an earlier session left."""
@@ -185,6 +235,8 @@ class RedisWriter(Writer):
                 f"somebody else writes to {key.decode()}: it ends with {text[:40]!r}; use another"
                 " session id, or another database"
             )
+        if not self._options.stream:  # who was to hear it has heard it
+            return max(place, course.delivered)
         if place < course.delivered:
             log.warning(
                 "redis forgot", session=self._session.session_id, has=place,

@@ -81,3 +81,28 @@ def test_killed_and_revived_during_a_replay(server, tmp_path):
         lost = wait_for(lambda: state("astray")["error"], "the other to say what is wrong")
         assert lost.startswith("redis at 127.0.0.1:1 cannot be reached: ")
         assert "hunter2" not in daemon.log + daemon.ctl("config", "show")
+
+
+def test_a_redis_that_forgets_is_told_all_again(tmp_path):
+    with private_redis(tmp_path / "redis", "--appendonly", "no") as server:
+        config = (
+            CONFIG + f'\n[sinks.redis]\nplugin = "redis"\nurl = "{server.url}"\nstream = true\n'
+        )
+        with running(tmp_path, config) as daemon:
+            [series] = store_candles(daemon, DAYS * 1440)
+            words = ["--from", "2024-03-01", "--to", f"2024-03-0{DAYS + 1}", "--speed", "max"]
+            words += ["--id", "s", "--sink", "redis", "--paused"]
+            daemon.ctl("session", "create", "--series", series, *words)
+            for count in (1000, 1, 2500):
+                daemon.ctl("session", "step", "s", count)
+                server.kill()  # whether it has all of them or not
+                server.start()
+            daemon.ctl("session", "resume", "s")
+            wait_for(
+                lambda: daemon.ask("session.show", session_id="s")["sinks"][0]["state"] == "done",
+                "redis to have everything",
+            )
+        client = server.client()
+        seqs = [int(row["seq"]) for _, row in entries(client, "s")]
+        assert seqs == list(range(1, DAYS * 1440 + 1))
+        assert json.loads(client("GET", "replay:session:s"))["status"] == "finished"

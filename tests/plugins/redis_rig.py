@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import signal
 import socket
@@ -20,6 +21,15 @@ def command(*words):
     """Return a command as it goes over the wire; words are text, bytes or numbers."""
     raw = [word if isinstance(word, bytes) else str(word).encode() for word in words]
     return b"".join([b"*%d\r\n" % len(raw), *(b"$%d\r\n%s\r\n" % (len(one), one) for one in raw)])
+
+
+def quiet_port():
+    """Return a port that is free, and that no outgoing connection gets while a server restarts."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Client:
@@ -62,9 +72,7 @@ class PrivateRedis:
 
     def __init__(self, folder, *options):
         self.program = shutil.which("redis-server") or missing("redis-server")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = quiet_port()
         self.folder = folder
         self.options = options
         self.process = None
