@@ -13,7 +13,8 @@ from starlette.routing import BaseRoute, Route
 import tardisd
 from tardisd.errors import RequestError
 from tardisd.plugins.base import Context
-from tardisd.plugins.requests import USE, NewSession, Quota, bad_field, decode
+from tardisd.plugins.requests import MOST, USE, NewSession, Quota, decode
+from tardisd.plugins.session_form import bad_field
 from tardisd.plugins.sessions import Resume, Session, WhenFull
 from tardisd.plugins.storage import SeriesInfo, span_json
 from tardisd_http.answers import HttpError, answer, told
@@ -124,12 +125,17 @@ class Api:
         query = _query(request, "epoch", "from_seq", "when_full")
         session = self._session(request)
         when_full = _when_full(query) or self.made.when_full(session)
-        resume = _resume(query)
+        status = session.status()
+        resume = _resume(query, status["epoch"])
+        first = {name: status[name] for name in ("session_id", "epoch", "seq", "clock")}
+        if resume is not None and resume.epoch == status["epoch"]:
+            first["seq"] = resume.from_seq
         connection = request.scope["state"]["connection"]
         client = request.client
         name = "http client" if client is None else f"http client {client.host}:{client.port}"
-        subscription = session.subscribe(when_full, (FORM,), name, **resume)
-        return SessionStream(session, subscription, connection, self.made.streaming(session))
+        subscription = session.subscribe(when_full, (FORM,), name, resume)
+        counted = self.made.streaming(session)
+        return SessionStream(first, subscription, connection, counted)
 
     async def series(self, request: Request) -> Response:
         """Return the stored series and the spans of each that are complete."""
@@ -179,11 +185,11 @@ def _query(request: Request, *known: str) -> Mapping[str, str]:
     return found
 
 
-def _count(query: Mapping[str, str], name: str, default: int, most: int) -> int:
+def _count(query: Mapping[str, str], name: str, default: int, most: int, least: int = 0) -> int:
     text = query.get(name, str(default))
-    if text.isascii() and text.isdigit() and len(text) < 20 and 0 <= int(text) <= most:
+    if text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most:
         return int(text)
-    raise bad_field(name, f"{text[:40]!r} is not a whole number from 0 to {most}")
+    raise bad_field(name, f"{text[:40]!r} is not a whole number from {least} to {most}")
 
 
 def _when_full(query: Mapping[str, str]) -> WhenFull | None:
@@ -197,16 +203,14 @@ def _when_full(query: Mapping[str, str]) -> WhenFull | None:
     raise bad_field("when_full", problem)
 
 
-def _resume(query: Mapping[str, str]) -> dict[str, Any]:
-    """Return where to go on, as `subscribe` takes it."""
-    if "epoch" not in query and "from_seq" not in query:
-        return {}
-    for name in ("epoch", "from_seq"):
-        if name not in query:
-            raise bad_field(name, "is missing; epoch and from_seq go together")
-    most = 2**53
-    epoch, seq = (_count(query, name, 0, most) for name in ("epoch", "from_seq"))
-    return {"resume": Resume(epoch, seq)}
+def _resume(query: Mapping[str, str], epoch: int) -> Resume | None:
+    """Return where to go on, in the epoch that is on unless another is named."""
+    if "from_seq" not in query:
+        if "epoch" in query:
+            raise bad_field("from_seq", "is missing; with epoch it says where to go on")
+        return None
+    asked = _count(query, "epoch", epoch, MOST, least=1)
+    return Resume(asked, _count(query, "from_seq", 0, MOST))
 
 
 def _fits(info: SeriesInfo, query: Mapping[str, str]) -> bool:

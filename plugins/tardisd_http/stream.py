@@ -10,7 +10,7 @@ import msgspec
 import trio
 from starlette.responses import Response
 
-from tardisd.plugins.sessions import Block, Evicted, Notice, Session, Subscription
+from tardisd.plugins.sessions import Block, Evicted, Notice, Subscription
 from tardisd_http.answers import error_body, message_of
 from tardisd_http.transport import WatchedStream
 
@@ -27,26 +27,26 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class SessionStream(Response):
     """The answer that goes on for as long as the session does and the client reads.
 
-    It says first where it begins (`subscribed`). A client that the engine cuts off gets an `error`
-    as its last line if it reads at all; else the connection is dropped.
+    It says `first` where it begins (`subscribed`). A client that the engine cuts off gets an
+    `error` as its last line if it reads at all; else the connection is dropped.
     """
 
     media_type = NDJSON
 
     def __init__(
         self,
-        session: Session,
+        first: dict[str, Any],
         subscription: Subscription,
         connection: WatchedStream,
         counted: AbstractContextManager[None],
     ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._session = session
+        self._first = {"type": "subscribed", **first}
+        self._session_id = str(first["session_id"])
         self._subscription = subscription
         self._connection = connection
         self._counted = counted
-        self._status = session.status()
         self._evicted = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,8 +73,7 @@ class SessionStream(Response):
         async def put(data: bytes | memoryview) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
-        first = {name: self._status[name] for name in ("session_id", "epoch", "seq", "clock")}
-        await put(_line({"type": "subscribed", **first}))
+        await put(_line(self._first))
         try:
             while not self._evicted:
                 await self._deliver(await self._subscription.receive(), put)
@@ -84,14 +83,14 @@ class SessionStream(Response):
             self._evicted = True
         if self._evicted:
             text = "too slow; go on after the last line with epoch and from_seq"
-            await put(error_body("too_slow", text, session_id=self._session.session_id))
+            await put(error_body("too_slow", text, session_id=self._session_id))
         await send({"type": "http.response.body"})
 
     async def _deliver(
         self, item: Block | Notice, put: Callable[[bytes | memoryview], Awaitable[None]]
     ) -> None:
         if isinstance(item, Notice):
-            await put(_line(message_of(self._session.session_id, item)))
+            await put(_line(message_of(self._session_id, item)))
             return
         for piece in item.encode(FORM).cut(PIECE_BYTES):
             if self._evicted:

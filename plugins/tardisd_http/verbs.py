@@ -7,11 +7,9 @@ from typing import ClassVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from tardisd.market.time import MILLISECOND
-from tardisd.plugins.requests import PositiveSpeed, bad_field, check_speed, time_of
+from tardisd.plugins.requests import Count, PositiveSpeed, seek_of
+from tardisd.plugins.session_form import check_speed_field
 from tardisd.plugins.sessions import Notice, Session
-
-_LONGEST_MS = 100 * 366 * 86_400_000
 
 
 class Verb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,7 +60,7 @@ class ChangeSpeed(Verb, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     async def act(self, session: Session) -> Notice:
         """Set the speed."""
-        check_speed(self.speed)
+        check_speed_field(self.speed)
         return session.change_speed(self.speed)
 
 
@@ -71,32 +69,22 @@ class Seek(Verb, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     summary = "stand before the first tick at a time (`to`), or so many ms on or back (`by`)"
     to: int | str | UnsetType = UNSET
-    by: int | UnsetType = UNSET
+    by: Count | UnsetType = UNSET
 
     async def act(self, session: Session) -> Notice:
         """Seek."""
-        if self.to is not UNSET:
-            if self.by is not UNSET:
-                raise bad_field("by", "does not go together with to; leave one out")
-            to = time_of("to", self.to)
-            return session.seek(to)
-        if self.by is UNSET:
-            raise bad_field("to", "is missing; give to (a time) or by (ms, back when negative)")
-        if abs(self.by) > _LONGEST_MS:
-            raise bad_field("by", f"{self.by} ms is more than a hundred years; use less")
-        return session.seek_by(self.by * MILLISECOND)
+        to, delta = seek_of(self.to, self.by)
+        return session.seek_by(delta) if to is None else session.seek(to)
 
 
 class Step(Verb, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Deliver some ticks of a paused session."""
 
     summary = "deliver the next `count` ticks of a paused session, or go back that many"
-    count: int = 1
+    count: Count = 1
 
     async def act(self, session: Session) -> Notice:
         """Step, and wait until it is done."""
-        if not self.count:
-            raise bad_field("count", "is 0; give how many ticks, back when negative")
         return await session.step(self.count).wait()
 
 

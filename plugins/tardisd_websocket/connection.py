@@ -17,11 +17,12 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 import tardisd
 from tardisd.errors import RequestError, TardisError
 from tardisd.plugins.host import Host
+from tardisd.plugins.requests import Quota
 from tardisd.plugins.sessions import Sessions
 from tardisd.wall import wall_ms
 from tardisd_websocket.decoding import Refused, decode, error_message
 from tardisd_websocket.follower import Follower
-from tardisd_websocket.requests import Quota, Requests
+from tardisd_websocket.requests import Requests
 from tardisd_websocket.stream import PING, FrameStream, text_frame
 
 PROTOCOL = 1

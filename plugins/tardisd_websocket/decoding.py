@@ -9,15 +9,15 @@ field's name.
 from __future__ import annotations
 
 import json
-import re
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw
 
 from tardisd.errors import RequestError, TardisError
+from tardisd.plugins.requests import USE, explain, split
 from tardisd.plugins.session_form import SESSION_ID, bad_field
-from tardisd_websocket.messages import SUPPORTED, USE, AnyRequest
+from tardisd_websocket.messages import SUPPORTED, AnyRequest
 
 MAX_ID_BYTES = 256
 ERROR_CODES = frozenset(
@@ -25,11 +25,7 @@ ERROR_CODES = frozenset(
     | {"wrong_state", "unauthorized", "too_many_sessions", "too_large", "analyzer_unavailable"}
     | {"analyzer_failed", "internal"}
 )
-_AT = re.compile(r"(?P<text>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
-_NAMED = re.compile(r"Object (missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL)
 _DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in SUPPORTED.items()}
-_FIELDS = msgspec.json.Decoder(dict[str, Raw])
-_RAW = msgspec.json.Decoder(Raw)
 _FieldT = TypeVar("_FieldT")
 
 
@@ -47,14 +43,9 @@ class Refused(RequestError):
 def decode(text: str) -> AnyRequest:
     """Return the request that `text` is. Raises Refused with the code and what to echo."""
     try:
-        _RAW.decode(text)
-        fields = _FIELDS.decode(text)
-    except msgspec.ValidationError as error:
-        raise Refused("bad_request", f"expected one JSON object; {_lower(str(error))}") from None
-    except msgspec.DecodeError as error:
-        raise _not_json(text, error) from None
-    except RecursionError:
-        raise Refused("bad_request", "the JSON is nested too deeply") from None
+        fields = split(text)
+    except RequestError as error:
+        raise Refused(error.code, error.message, _id_in_python(text)) from None
     request_id = _request_id(fields.get("id"))
     session_id = _read(fields.get("session_id"), str)
     if session_id is not None and not SESSION_ID.fullmatch(session_id):
@@ -90,47 +81,23 @@ def _decode(text: str, fields: dict[str, Raw]) -> AnyRequest:
     try:
         request = _DECODERS[kind].decode(text)
     except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
+        raise explain(str(error)) from None
     request.check()
     return request
 
 
-def _explain(complaint: str) -> RequestError:
-    """Turn msgspec's complaint into ours: the field, what is wrong, what to use."""
-    if match := _NAMED.fullmatch(complaint):
-        problem = "is missing" if match[1] == "missing required" else "is not a known field"
-        return bad_field(match["name"][:100], problem)
-    match = _AT.fullmatch(complaint)
-    assert match is not None, "the pattern matches every text"
-    field = (match["path"] or "request")[:100]
-    problem = _lower(match["text"].replace("`", "")[:150])
-    return bad_field(field, f"{problem}; use {USE[field]}" if field in USE else problem)
-
-
-def _not_json(text: str, error: msgspec.DecodeError) -> Refused:
-    """Tell NaN and Infinity, which some clients print as numbers, from what is no JSON at all."""
-    if "NaN" in text or "Infinity" in text:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
-            odd = [name for name, found in value.items() if not _is_json(found)]
-            if odd:
-                name = odd[0][:100].encode("utf-8", "replace").decode()
-                problem = f"{name}: is not a finite number; JSON has none such"
-                raw_id = value.get("id") if "id" not in odd else None
-                echo = None if raw_id is None else Raw(json.dumps(raw_id).encode())
-                return Refused("bad_request", problem, _request_id(echo))
-    return Refused("bad_json", f"this is not JSON: {_lower(str(error))}")
-
-
-def _is_json(value: Any) -> bool:
+def _id_in_python(text: str) -> Raw | None:
+    """Return the `id` of a text that is JSON to Python only, for it holds NaN or Infinity."""
+    if "NaN" not in text and "Infinity" not in text:
+        return None
     try:
-        json.dumps(value, allow_nan=False)
-    except ValueError:
-        return False
-    return True
+        value = json.loads(text)
+        found = value.get("id") if isinstance(value, dict) else None
+        return (
+            None if found is None else _request_id(Raw(json.dumps(found, allow_nan=False).encode()))
+        )
+    except (ValueError, RecursionError):
+        return None
 
 
 def _request_id(raw: Raw | None) -> Raw | None:
@@ -148,7 +115,3 @@ def _read(raw: Raw | None, kind: type[_FieldT]) -> _FieldT | None:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError:
         return None
-
-
-def _lower(text: str) -> str:
-    return text if text[1:2].isupper() else text[:1].lower() + text[1:]

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import trio
 
+from tardisd.plugins.requests import Delivery
 from tardisd.plugins.sessions import Block, Evicted, Notice, Rows, Session, Subscription
-from tardisd_websocket.messages import Delivery
 from tardisd_websocket.stream import PIECE_BYTES, FrameStream, text_frame
 
 MAX_TICKS = 1000  # in one `ticks` message

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from tardisd.market.time import MILLISECOND
-from tardisd.plugins import session_form
-from tardisd.plugins.questions import MAX_LAST, QuestionForm
-from tardisd.plugins.session_form import (
-    SessionForm,
-    bad_field,
-    check_session_id,
-    check_speed_field,
-    time_field,
-)
+from tardisd.plugins.questions import QuestionForm
+from tardisd.plugins.requests import MOST, Count, Delivery, NewSession, PositiveSpeed, seek_of
+from tardisd.plugins.session_form import bad_field, check_session_id, check_speed_field
 from tardisd.plugins.sessions import Resume, WhenFull
-
-Delivery = Literal["tick", "batch"]
-
-USE = {
-    **session_form.USE,
-    "delivery": '"tick" or "batch"',
-    "when_full": '"block", "drop_oldest", "conflate" or "disconnect"',
-    "to": session_form.TIME,
-    "by": "whole milliseconds, negative to go back",
-    "count": "a whole number of ticks, negative to go back",
-    "epoch": "the epoch's number, from 1",
-    "seq": "a sequence number, from 0",
-    "from_seq": "a sequence number, from 0",
-    "last": f"a whole number of ticks from 1 to {MAX_LAST}",
-    "tick_data": "the `data` of a tick, an object",
-    "id": "a string or a number",
-    "type": "a string",
-}
-_MOST = 2**53
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,13 +29,11 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return None if self.id is UNSET else self.id
 
 
-class CreateSession(SessionForm, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CreateSession(NewSession, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Create a session, and follow it."""
 
     type: str
     id: Raw | UnsetType = UNSET
-    delivery: Delivery = "tick"
-    when_full: WhenFull = "block"
 
     def check(self) -> None:
         """Raise RequestError for what types cannot say."""
@@ -79,8 +51,8 @@ class Subscribe(Request, frozen=True, forbid_unknown_fields=True, kw_only=True):
     session_id: str
     delivery: Delivery = "tick"
     when_full: WhenFull = "disconnect"
-    epoch: Annotated[int, Meta(ge=1, le=_MOST)] | UnsetType = UNSET
-    from_seq: Annotated[int, Meta(ge=0, le=_MOST)] | UnsetType = UNSET
+    epoch: Annotated[int, Meta(ge=1, le=MOST)] | UnsetType = UNSET
+    from_seq: Annotated[int, Meta(ge=0, le=MOST)] | UnsetType = UNSET
     lockstep: bool = True
 
     def check(self) -> None:
@@ -117,7 +89,7 @@ class Resumption(OfSession, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class SpeedChange(OfSession, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Set a session's speed."""
 
-    speed: Annotated[float, Meta(gt=0)] | Literal["max"]
+    speed: PositiveSpeed
 
     def check(self) -> None:
         """Raise RequestError for what types cannot say."""
@@ -129,36 +101,24 @@ class Seek(OfSession, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Move a session to a time, or by so many milliseconds."""
 
     to: int | str | UnsetType = UNSET
-    by: Annotated[int, Meta(ge=-_MOST, le=_MOST)] | UnsetType = UNSET
+    by: Count | UnsetType = UNSET
 
-    def check(self) -> None:
-        """Raise RequestError for what types cannot say."""
-        super().check()
-        if (self.to is UNSET) == (self.by is UNSET):
-            raise bad_field("to", "give either to (a time) or by (milliseconds)")
-
-    @property
-    def target(self) -> int | None:
-        """The time (ns) to go to, or None when it is relative."""
-        return None if self.to is UNSET else time_field("to", self.to)
-
-    @property
-    def delta(self) -> int:
-        """By how much (ns) to move."""
-        return 0 if self.by is UNSET else self.by * MILLISECOND
+    def target(self) -> tuple[int | None, int]:
+        """Return the time (ns) to go to, or None and by how much (ns) to move."""
+        return seek_of(self.to, self.by)
 
 
 class Step(OfSession, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Let the next ticks of a paused session through, or go back."""
 
-    count: Annotated[int, Meta(ge=-_MOST, le=_MOST)] = 1
+    count: Count = 1
 
 
 class Ack(OfSession, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Tell that everything up to a seq has been dealt with (lockstep)."""
 
-    epoch: Annotated[int, Meta(ge=1, le=_MOST)]
-    seq: Annotated[int, Meta(ge=0, le=_MOST)]
+    epoch: Annotated[int, Meta(ge=1, le=MOST)]
+    seq: Annotated[int, Meta(ge=0, le=MOST)]
 
 
 class Stop(OfSession, frozen=True, forbid_unknown_fields=True, kw_only=True):

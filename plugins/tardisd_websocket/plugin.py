@@ -27,10 +27,10 @@ from tardisd.plugins.listening import (
     tune,
     url_of,
 )
+from tardisd.plugins.requests import Quota
 from tardisd.plugins.sink import Sink
 from tardisd.supervise import attempt, describe
 from tardisd_websocket.connection import GOING_AWAY, Connection, refuse
-from tardisd_websocket.requests import Quota
 from tardisd_websocket.stream import FrameStream, Transport, close_frame
 
 HANDSHAKE_SECS = 10.0

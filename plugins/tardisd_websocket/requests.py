@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -13,44 +12,15 @@ from msgspec import UNSET
 
 from tardisd.errors import RequestError, TardisError
 from tardisd.plugins.host import Host
+from tardisd.plugins.requests import Delivery, Quota, runs
 from tardisd.plugins.sessions import Notice, Resume, Session, Sessions, WhenFull
 from tardisd.wall import wall_ms
 from tardisd_websocket import messages
 from tardisd_websocket.decoding import error_message
 from tardisd_websocket.follower import Follower, notice_frame
-from tardisd_websocket.messages import Delivery
 from tardisd_websocket.stream import FrameStream, text_frame
 
 MAX_QUESTIONS = 8
-_RUNNING = frozenset({"created", "active", "paused"})
-
-
-def _runs(session: Session) -> bool:
-    return session.status()["status"] in _RUNNING
-
-
-class Quota:
-    """How many sessions may run at once, over all clients of the sink."""
-
-    def __init__(self, sessions: Sessions, limit: int) -> None:
-        self._sessions = sessions
-        self._limit = limit
-        self._being_made = 0
-
-    @contextmanager
-    def one_more(self) -> Iterator[None]:
-        """Hold a place while a session is made; RequestError `too_many_sessions` when full."""
-        running = sum(map(_runs, self._sessions.list()))
-        if running + self._being_made >= self._limit:
-            raise RequestError(
-                "too_many_sessions",
-                f"{self._limit} sessions run already; stop one, or raise max_sessions",
-            )
-        self._being_made += 1
-        try:
-            yield
-        finally:
-            self._being_made -= 1
 
 
 class Requests:
@@ -95,9 +65,8 @@ class Requests:
             case messages.SpeedChange(session_id=session_id, speed=speed):
                 await self._steer(request, session_id, lambda s: partial(s.change_speed, speed))
             case messages.Seek(session_id=session_id):
-                to = request.target
+                to, delta = request.target()
                 if to is None:
-                    delta = request.delta
                     await self._steer(request, session_id, lambda s: partial(s.seek_by, delta))
                 else:
                     await self._steer(request, session_id, lambda s: partial(s.seek, to))
@@ -146,7 +115,7 @@ class Requests:
         with self._quota.one_more():
             session = await self._sessions.create(wanted)
         if request.ephemeral:
-            self._ephemeral = [*filter(_runs, self._ephemeral), session]
+            self._ephemeral = [*filter(runs, self._ephemeral), session]
         try:
             # First the place, then the reply, then the clock: no tick before the reply, none lost.
             follower = self._place(session, request.delivery, request.when_full)

@@ -177,7 +177,7 @@ async def running(folder, limits=None, client=None, **options):
         host = DaemonHost(
             {"main": storage},
             "main",
-            lambda: exposition([session.status() for session in sessions.list()]),
+            metrics=lambda: exposition([session.status() for session in sessions.list()]),
             ready=True,
         )
         sink = HttpSink(

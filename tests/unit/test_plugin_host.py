@@ -14,7 +14,7 @@ def test_a_storage_is_found_by_name_or_by_default():
     storages = {"main": object(), "cold": object()}
     assert find_storage(storages, "main", None) is storages["main"]
     assert find_storage(storages, "main", "cold") is storages["cold"]
-    host = DaemonHost(storages, "main", lambda: "figures")
+    host = DaemonHost(storages, "main", metrics=lambda: "figures")
     assert host.storage() is storages["main"]
     assert (host.metrics(), host.ready) == ("figures", False)
 
