@@ -65,7 +65,7 @@ WRONG = [
     ('{"type":"ack","session_id":"a","epoch":1,"seq":1}', "session_not_found", "a"),
     ('{"type":"subscribe","session_id":"a","epoch":1}', "bad_request", "from_seq"),
     ('{"type":"subscribe","session_id":"a","from_seq":-1}', "bad_request", "from_seq"),
-    ('{"type":"analyze_with_ai","last":3}', "analyzer_unavailable", "analyzer"),
+    ('{"type":"analyze_with_ai","tick_data":{}}', "analyzer_unavailable", "analyzer"),
     ('{"type":"ping","id":null}', "bad_request", "id"),
     ('{"type":"ping","id":true}', "bad_request", "id"),
     ('{"type":"ping","id":[1]}', "bad_request", "id"),
