@@ -226,6 +226,13 @@ class Instances:
 
         A `patient` start that fails is tried again and again.
         """
+        for other in self._alive:
+            if common := other.claims & one.claims:
+                closing = "" if other in self else ", which is still closing"
+                raise StartError(
+                    f"[{section_of(one.section)}] cannot start: {min(common)} belongs to"
+                    f" [{section_of(other.section)}]{closing}; let each have its own"
+                )
         self._alive[one] = None
         error = await attempt(self._nurseries[one.kind].start, one.hold, patient)
         if error is not None:

@@ -162,3 +162,20 @@ async def test_one_that_never_stops_does_not_keep_the_others(autojump_clock):
         assert instances.unfinished() == ["sinks.one"]
         other.stop()
         await other.gone()
+
+
+async def test_what_one_holds_another_cannot_have():
+    instances = Instances()
+    first, second = await made("first"), await made("second")
+    first.claims = second.claims = frozenset({"tcp port 1"})
+    instances.put([first])
+    async with instances.running("sink"):
+        told = r"\[sinks.second\] cannot start: tcp port 1 belongs to \[sinks.first\]; let each"
+        with pytest.raises(StartError, match=told):
+            await instances.start(second)
+        instances.drop([first])
+        with pytest.raises(StartError, match="which is still closing"):
+            await instances.start(second)
+        await instances.stop(first)
+        await instances.start(second)
+        assert second.state == "running"
