@@ -24,6 +24,7 @@ from tardisd.plugins.base import KINDS, Context, Plugin
 from tardisd.plugins.host import find_analyzer, find_storage
 from tardisd.plugins.storage import Storage
 from tardisd.supervise import Backoff, attempt, describe, outcome
+from tardisd.venue.book import BudgetBook
 
 log = Log("tardisd.instances")
 
@@ -45,6 +46,7 @@ class Instance:
     plugin: Plugin[Any]
     claims: frozenset[str] = frozenset()
     calls: Calls | None = None
+    budgets: BudgetBook = field(default_factory=BudgetBook)
     state: str = "starting"
     message: str = ""
     _stop: trio.Event = field(default_factory=trio.Event)
@@ -59,7 +61,7 @@ class Instance:
         async def make() -> Instance:
             plugin = section.cls(section.options, context)
             calls = watch(plugin, section.name) if isinstance(plugin, Storage) else None
-            return cls(section, plugin, plugin.claims(), calls)
+            return cls(section, plugin, plugin.claims(), calls, context.budgets)
 
         one, error = await outcome(make)
         if one is None:
@@ -150,6 +152,10 @@ class Instance:
         self._stop.set()
         self._anew.set()
         self._settled.set()
+
+    def discard(self) -> None:
+        """Let go of what it holds of others, for good: it will never be started again."""
+        self.budgets.leave()
 
     async def gone(self) -> None:
         """Return when it has closed after `stop`."""

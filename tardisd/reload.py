@@ -164,9 +164,11 @@ class Reloader:
         read = await trio.to_thread.run_sync(load_config, old.path, os.environ)
         diff, new = compare(old, read), without_restart(old, read)
         leaving = [self._instances.named(one.kind, one.name) for one in diff.leaving]
+        coming: list[Instance] = []
         started: list[Instance] = []
         try:
-            coming = [await self._make(one) for one in diff.coming]
+            for section in diff.coming:
+                coming.append(await self._make(section))
             held: frozenset[str] = frozenset().union(*(one.claims for one in leaving))
             for one in coming:
                 if not one.claims & held:
@@ -177,11 +179,12 @@ class Reloader:
                 self._swap(diff, new, leaving, coming)
         except TardisError:
             await self._stop_all(started)
+            for one in coming:
+                one.discard()
             raise
         assert self._retiring is not None
         for one in leaving:
-            if one.state != "stopped":
-                self._retiring.start_soon(self._retire, one)
+            self._retiring.start_soon(self._retire, one)
         return diff
 
     async def _succeed(
@@ -235,7 +238,9 @@ class Reloader:
         await self._sessions.unused(one.plugin)
         if one.kind == "storage":
             await self._services.jobs.over()
-        await self._instances.stop(one)
+        if one.state != "stopped":
+            await self._instances.stop(one)
+        one.discard()
 
     async def _restart(self, kind: str, name: str) -> None:
         one = self._instances.named(kind, name)

@@ -28,14 +28,15 @@ class BudgetBook:
         """Return the budget of a venue's address (such as `api.venue.com`), made when first asked.
 
         It knows all limits it was ever asked for with; where two users name different shares of one
-        limit, the smaller holds.
+        limit, the smaller holds, until who named it has left.
         """
         budget = self._budgets.get(address)
         if budget is None:
-            budget = self._budgets[address] = Budget(address, limits, share, self._bans)
+            budget = Budget(address, limits, share, self._bans, user=self)
+            self._budgets[address] = budget
         else:
             for limit in limits:
-                budget.add(limit, share)
+                budget.add(limit, share, self)
         self._opened[address] = budget
         return budget
 
@@ -43,3 +44,8 @@ class BudgetBook:
     def opened(self) -> Sequence[Budget]:
         """The budgets that were asked of this book."""
         return tuple(self._opened.values())
+
+    def leave(self) -> None:
+        """Have the budgets forget the shares that were named through this book."""
+        for budget in self._opened.values():
+            budget.leave(self)

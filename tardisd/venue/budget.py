@@ -90,13 +90,24 @@ class NoBans:
 class _Window:
     """What was spent of one limit. Times are trio's clock, in seconds."""
 
-    def __init__(self, limit: Limit, share: float) -> None:
+    def __init__(self, limit: Limit) -> None:
         self.limit = limit
-        self.share = share
+        self.shares: dict[object, float] = {}  # by who asked for it
+        self._last_share = 1.0
         self._spent: deque[tuple[float, int]] = deque()
         self._sum = 0
         self._under_way = 0
         self.noted: int | None = None  # what is left of the newest share; None: nothing recalled
+
+    @property
+    def share(self) -> float:
+        """The smallest share of those who use it, or that of the last who did."""
+        return min(self.shares.values(), default=self._last_share)
+
+    def forget_share(self, user: object) -> None:
+        """No longer heed the share of a user."""
+        self._last_share = self.share
+        self.shares.pop(user, None)
 
     @property
     def allowed(self) -> int:
@@ -162,9 +173,12 @@ class Budget:
         share: float,
         bans: Bans | None = None,
         now: Callable[[], int] = wall_ns,
+        user: object = None,
     ) -> None:
         self.venue = venue
-        self._windows = {limit.name: _Window(limit, share) for limit in limits}
+        self._windows: dict[str, _Window] = {}
+        for limit in limits:
+            self.add(limit, share, user)
         self._queues: dict[tuple[str, ...], trio.Lock] = {}
         self._bans = bans or NoBans()
         self._now = now
@@ -173,10 +187,15 @@ class Budget:
         self._reason = "banned by the venue"
         self._answered = trio.Event()
 
-    def add(self, limit: Limit, share: float) -> None:
-        """Know one more limit, as of one endpoint; of a known one the smaller share holds."""
-        window = self._windows.setdefault(limit.name, _Window(limit, share))
-        window.share = min(window.share, share)
+    def add(self, limit: Limit, share: float, user: object = None) -> None:
+        """Know one more limit, as of one endpoint; of a known one the smallest share holds."""
+        shares = self._windows.setdefault(limit.name, _Window(limit)).shares
+        shares[user] = min(shares.get(user, share), share)
+
+    def leave(self, user: object) -> None:
+        """Forget the shares that a user named: it is gone. What it spent stays spent."""
+        for window in self._windows.values():
+            window.forget_share(user)
 
     def revise(self, name: str, weight: int) -> None:
         """Take the venue's word for how high a limit is; what was spent stays spent."""

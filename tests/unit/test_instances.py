@@ -12,6 +12,7 @@ from tardisd.config.model import Instance as Section
 from tardisd.errors import PluginError, RequestError
 from tardisd.instances import Instance, Instances, StartError
 from tardisd.plugins.base import Plugin
+from tardisd.venue.book import BudgetBook
 
 
 class Fragile(Plugin):
@@ -44,7 +45,9 @@ class Fragile(Plugin):
 
 
 async def made(name="one", options=None):
-    return await Instance.made(Section("sink", name, Fragile, options), SimpleNamespace())
+    return await Instance.made(
+        Section("sink", name, Fragile, options), SimpleNamespace(budgets=BudgetBook())
+    )
 
 
 async def test_a_plugin_that_raises_when_it_is_made_is_named():
@@ -136,7 +139,9 @@ class Hanging(Plugin):
 
 async def test_one_that_never_starts_is_given_up_and_named(autojump_clock):
     instances = Instances()
-    one = await Instance.made(Section("sink", "slow", Hanging, "start"), SimpleNamespace())
+    one = await Instance.made(
+        Section("sink", "slow", Hanging, "start"), SimpleNamespace(budgets=BudgetBook())
+    )
     async with instances.running("sink"):
         with pytest.raises(
             StartError, match=r"\[sinks.slow\] cannot start: it did not start"
@@ -148,7 +153,9 @@ async def test_one_that_never_starts_is_given_up_and_named(autojump_clock):
 
 async def test_one_that_never_stops_does_not_keep_the_others(autojump_clock):
     instances = Instances()
-    one = await Instance.made(Section("sink", "slow", Hanging, None), SimpleNamespace())
+    one = await Instance.made(
+        Section("sink", "slow", Hanging, None), SimpleNamespace(budgets=BudgetBook())
+    )
     other = await made()
     async with instances.running("sink"):
         await instances.start(one)

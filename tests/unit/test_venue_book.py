@@ -126,3 +126,23 @@ async def test_a_budget_holds_when_it_cannot_be_noted(autojump_clock):
         async with budget.spending(1):
             pass
     assert trio.current_time() >= begun + 2
+
+
+def test_a_share_holds_until_who_named_it_has_left():
+    book = BudgetBook()
+    small, large = book.page(), book.page()
+    limit = Limit("minute", 100, 60.0)
+    budget = small.of("venue", [limit], 0.5)
+    assert large.of("venue", [limit], 0.9) is budget
+    assert allowed(budget) == 50
+    small.leave()
+    assert allowed(budget) == 90
+    small.leave()
+    large.leave()
+    assert allowed(budget) == 90, "nobody is left, and what was spent still counts"
+    book.page().of("venue", [limit], 0.3)
+    assert allowed(budget) == 30
+
+
+def allowed(budget):
+    return budget._windows["minute"].allowed
