@@ -41,7 +41,8 @@ def record(channel: str, data: dict[str, Any]) -> bytes:
     """Return the bytes that one tick adds to the hash."""
     kind = "candle" if channel.startswith("candle_") else channel
     event = nanoseconds(data["datetime"])
-    release = data["close_time"] * 10**6 if kind == "candle" else event
+    # A candle is released at its close; one that still forms says when it was.
+    release = data.get("as_of", data["close_time"]) * 10**6 if kind == "candle" else event
     identity = data.get("id")
     number, bits = 0, 0
     if identity is not None:

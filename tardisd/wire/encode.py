@@ -142,6 +142,22 @@ def _data_pieces(ticks: Ticks) -> Iterator[_Piece]:
         yield from _number_pieces(f',"{name}":'.encode(), parts)
     if ticks.sides is not None:
         yield lambda _, side: (b',"side":"buy"', b',"side":"sell"', b"")[side]
+    if ticks.kind == "candle":
+        yield from _forming_pieces(ticks)
+
+
+def _forming_pieces(ticks: Ticks) -> Iterator[_Piece]:
+    """Return the piece that says of when a candle is that still forms, if any is of such a series.
+
+    Its release cannot be told from its opening, as that of others can.
+    """
+    still = [
+        at for at, s in enumerate(ticks.series) if isinstance(s, DerivedSeries) if not s.closed
+    ]
+    if still:
+        releases = Moments(ticks.ts_release)
+        number = Slot(releases.milliseconds_text(), releases.put_milliseconds)
+        yield _optional(b',"as_of":', number, np.flatnonzero(~np.isin(ticks.rank, still)))
 
 
 def _csv_pieces(ticks: Ticks) -> Iterator[_Piece]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
+from hashlib import blake2b
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from tardisd.market.time import DAY, MILLISECOND, MINUTE, SECOND, parse_time
 from tardisd.plugins.sessions import Notice, Resume
 from tardisd.testing.engine import run_engine
 
+ROOT = Path(__file__).resolve().parents[2]
 START = parse_time("2024-03-01T00:00:00Z")
 SPAN = Span(START, START + 20 * MINUTE)
 
@@ -52,7 +57,7 @@ def candles(minutes, name="candle_1m"):
 def rows(listener, form="batch"):
     """Return the data of the ticks received, as JSON has it."""
     text = b"".join(bytes(block.encode(form).bytes()) for block in listener.blocks)
-    return json.loads(b"[" + text.rstrip(b",") + b"]")
+    return json.loads(b"[" + text.rstrip(b",") + b"]", parse_float=Decimal)
 
 
 def gaps(listener):
@@ -107,6 +112,9 @@ def test_forming_candles_show_each_second_with_trades():
         ((release - START) / SECOND, row.get("closed", True), row["volume"])
         for (_, release), row in zip(listener.arrivals(), rows(listener), strict=True)
     ]
+    for (_, release), row in zip(listener.arrivals(), rows(listener), strict=True):
+        assert row.get("as_of", row["close_time"]) == release // MILLISECOND
+        assert ("as_of" in row) == ("closed" in row)
     assert found == [
         (1, False, 2),
         (2, False, 3),
@@ -290,6 +298,29 @@ def test_loops_and_speeds_have_one_hash():
         return hashes
 
     assert len(run_engine(main)) == 1
+
+
+def test_a_client_can_compute_the_hash_of_forming_candles():
+    spec = spec_from_file_location("verify_hash", ROOT / "examples" / "verify_hash.py")
+    example = module_from_spec(spec)
+    spec.loader.exec_module(example)
+
+    async def main(engine):
+        await engine.store(trades([n * 7.5 for n in range(160)]), SPAN)
+        session = await engine.create(
+            [TRADES], SPAN, derive=(FIVES, MINUTES), forming=True, speed="max"
+        )
+        listener = engine.listen(session)
+        session.begin()
+        await listener.done.wait()
+        return listener, await session.verify()
+
+    listener, proof = run_engine(main)
+    digest = blake2b(digest_size=32)
+    for row in rows(listener):
+        digest.update(example.record(row["channel"], row))
+    assert digest.hexdigest() == listener.end["hash"] == proof["hash"]
+    assert proof["equal"]
 
 
 def test_calendar_months_and_weeks():
