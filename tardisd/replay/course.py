@@ -142,8 +142,17 @@ class Course:
         self.end_silence()
         self.end_steps()
         await self._keep_step(None)
-        await self.due(self.stage.request.end)
-        self.stage.time.reached(self.stage.request.end)
+        await self.until_end()
+
+    async def until_end(self) -> None:
+        """Wait for the session's end time; a step finds nothing more, and does not bring it."""
+        end = self.stage.request.end
+        while True:
+            await self.due(end)
+            if self.steps is None:
+                break
+            self.end_steps()
+        self.stage.time.reached(end)
 
     # ---- ticks
 
@@ -246,6 +255,12 @@ class Course:
                 f"{mark.series} has no data from {format_time(span.start)} to"
                 f" {format_time(span.end)} ({mark.gap.cause}), and on_gap is 'fail'"
             )
+
+    def reset_notice(self, **fields: object) -> Notice:
+        """Return the `reset` message of this epoch; what comes next follows its `seq`."""
+        clock = self.stage.time.market() // MILLISECOND
+        found = {"epoch": self.number, "clock": clock, "cause": self.cause, "seq": 0}
+        return Notice("reset", {**found, **fields})
 
     def gap_notice(self, mark: Mark, seq: int) -> Notice:
         """Return the `gap` message of a mark."""

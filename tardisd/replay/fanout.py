@@ -162,10 +162,9 @@ class Follower:
         self.full_since = self.held = None
         self._arrived.set()
 
-    def let(self, first: Notice | None) -> None:
+    def let(self, *first: Notice) -> None:
         """Hold the follower no longer; it receives `first` before all that is queued."""
-        if first is not None:
-            self._queue.appendleft(first)
+        self._queue.extendleft(reversed(first))
         self.held = None
         self._arrived.set()
 

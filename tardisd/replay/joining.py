@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
 from tardisd.errors import RequestError, StorageError
-from tardisd.market.time import MILLISECOND
 from tardisd.plugins.sessions import Notice, Resume
 from tardisd.replay.block import Prepared
 from tardisd.replay.course import Course
@@ -55,17 +54,24 @@ class Door:
             self._catch_up(course, follower, resume.from_seq)
             return
         follower.last_seq = progress.seq
-        if (end := self._end()) is not None:
+        end = self._end()
+        first: list[Notice] = []
+        if resume is not None:  # what it had is void
+            first.append(course.reset_notice(seq=progress.seq))
+        elif end is not None:
             stage.audience.finish(follower, end)
             return
-        if resume is not None:  # what it had is void
-            fields = {"epoch": course.number, "clock": stage.time.market() // MILLISECOND}
-            follower.notify(Notice("reset", {**fields, "cause": course.cause}))
-        stage.audience.join(follower)
-        if course.has_begun and not course.awaiting_snapshot:
+        if course.awaiting_snapshot:  # it comes for all
+            for notice in first:
+                follower.notify(notice)
+        elif course.has_begun:
             follower.held = object()
             where = (progress.position, stage.time.market())
-            self._spawn(give_snapshot, self._source, course, *where, follower)
+            self._spawn(give_snapshot, self._source, course, *where, follower, first)
+        if end is None:
+            stage.audience.join(follower)
+        else:
+            stage.audience.finish(follower, end)
 
     def _check(self, resume: Resume, course: Course) -> None:
         if resume.epoch > course.number:
@@ -113,9 +119,14 @@ async def take_snapshot(source: Source, course: Course, position: Position) -> S
 
 
 async def give_snapshot(
-    source: Source, course: Course, position: Position, clock: int, follower: Follower
+    source: Source,
+    course: Course,
+    position: Position,
+    clock: int,
+    follower: Follower,
+    first: Sequence[Notice],
 ) -> None:
-    """Let a held follower go, with a snapshot of the position as the first thing it receives."""
+    """Let a held follower go; it first receives `first`, and a snapshot of the position."""
     token = follower.held
     found: list[Notice] = []
 
@@ -128,7 +139,7 @@ async def give_snapshot(
     if error is not None:
         follower.evict(f"no snapshot could be made: {describe(error)}")
     else:
-        follower.let(found[0])
+        follower.let(*first, *found)
 
 
 class CatchUp:

@@ -136,10 +136,7 @@ class Lifetime:
         self._scope.cancel()
 
     def _tell_reset(self, **fields: object) -> None:
-        clock = self.market() // MILLISECOND
-        course = self._course
-        told = {"epoch": course.number, "clock": clock, "cause": course.cause, **fields}
-        self._audience.reset(Notice("reset", told))
+        self._audience.reset(self._course.reset_notice(**fields))
 
     def _halt(self) -> None:
         if self.status_name == "active":
@@ -186,7 +183,7 @@ class Lifetime:
         async with self._source.open(course.number, opening) as items:
             await course.play(items)
         changed = await self._source.has_changed()
-        await course.due(self.request.end)  # it may have been paused meanwhile
+        await course.until_end()  # it may have been paused meanwhile
         if not self.request.loop:
             self.finish("finished", data_changed=changed)
             return

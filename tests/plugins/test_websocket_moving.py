@@ -37,6 +37,7 @@ async def test_a_seek_tells_everybody_and_replays_from_there(rig):
             reset, snapshot = await client.get(), await client.get()
             assert reset == {
                 "type": "reset", "session_id": "s", "epoch": 2, "clock": to, "cause": "seek",
+                "seq": 0,
             }  # fmt: skip
             assert (snapshot["type"], snapshot["epoch"], snapshot["clock"]) == ("snapshot", 2, to)
             [row] = snapshot["data"]

@@ -97,7 +97,7 @@ def test_a_seek_is_as_if_one_had_played_up_to_there(speed, to):
         assert of_epoch(listener, 2) == expected(at)
         [sought], [reset] = listener.notices("sought"), listener.notices("reset")
         [snapshot] = listener.notices("snapshot")
-        assert reset.fields == {"epoch": 2, "clock": at // MILLISECOND, "cause": "seek"}
+        assert reset.fields == {"epoch": 2, "clock": at // MILLISECOND, "cause": "seek", "seq": 0}
         assert listener.notices().index(sought) < listener.notices().index(reset)
         assert snapshot_of(snapshot) == newest(at)
         assert snapshot.fields["clock"] == at // MILLISECOND
