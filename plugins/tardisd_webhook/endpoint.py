@@ -247,6 +247,12 @@ class Endpoint:
         box.move()
         return False
 
+    async def report_lost(self, box: Outbox, epoch: int, first: int, last: int, why: str) -> None:
+        """Tell in the dead-letter file which ticks will never be sent."""
+        facts = {"session_id": box.session_id, "epoch": epoch, "from_seq": first, "to_seq": last}
+        log.warning("ticks lost", instance=self._name, **facts, reason=why)
+        await self.report({"reason": f"dropped: {why}", **facts})
+
     async def report(self, facts: dict[str, Any]) -> bool:
         """Write a line into the dead-letter file; tell whether that worked."""
         head = {"time": format_time(wall_ns()), "instance": self._name, "url": self.shown}

@@ -73,7 +73,8 @@ class Outbox:
         self._most_bytes = most_bytes
         self._wake = wake
         self._filling: _Filling | None = None
-        self._taken = (0, 0)
+        self.taken = (0, 0)
+        self._skipped_from: int | None = None
         self._moved = trio.Event()
 
     @property
@@ -83,15 +84,35 @@ class Outbox:
 
     async def write(self, block: Block, patience_secs: float) -> None:
         """Take what was not taken yet. Raises Retry when the address fails for too long."""
-        epoch, seq = self._taken
+        epoch, seq = self.taken
         first = 0
         if epoch == block.epoch:
             first = min(max(seq - block.first_seq + 1, 0), len(block))
         while first < len(block):
             await self._room(patience_secs)
             first = self._take(block, first)
-            self._taken = (block.epoch, block.first_seq + first - 1)
+            self._skipped_from = None
+            self.taken = (block.epoch, block.first_seq + first - 1)
         await trio.lowlevel.checkpoint()
+
+    def missing(self, block: Block) -> int | None:
+        """Return the number after which ticks are missing before the block, or None."""
+        epoch, seq = self.taken
+        if epoch < block.epoch:
+            if self._skipped_from is None:  # a new epoch, or a session that goes on after a restart
+                return None
+            seq = self._skipped_from - 1
+        return seq if epoch <= block.epoch and seq < block.first_seq - 1 else None
+
+    def skipped(self, first: int) -> None:
+        """Take note that ticks from that number on were dropped."""
+        if self._skipped_from is None:
+            self._skipped_from = first
+
+    def passed(self, epoch: int, seq: int) -> None:
+        """Take note that a number was no tick's, but a gap mark's."""
+        if self.taken == (epoch, seq - 1) or (self.taken[0] < epoch and seq == 1):
+            self.taken = (epoch, seq)
 
     async def _room(self, patience_secs: float) -> None:
         while len(self.ready) >= MOST_READY:

@@ -10,8 +10,10 @@ from weakref import WeakKeyDictionary
 
 import trio
 
+from tardisd.errors import RequestError
+from tardisd.log import Log
 from tardisd.plugins.base import Context
-from tardisd.plugins.sessions import Block, Notice, Session
+from tardisd.plugins.sessions import Block, Evicted, Notice, Resume, Session
 from tardisd.plugins.sink import Sink, Writer
 
 from .endpoint import Endpoint
@@ -19,7 +21,10 @@ from .letters import DeadLetters
 from .options import WebhookOptions
 from .outbox import Outbox
 
+log = Log("tardisd.webhook")
+
 CLOSE_SECS = 3.0
+_ENDED = frozenset({"finished", "stopped", "failed"})
 _ENDS_A_BATCH = frozenset({"reset", "sought", "paused", "end"})
 
 
@@ -63,12 +68,15 @@ class WebhookSink(Sink[WebhookOptions]):
         if box not in boxes:
             boxes.append(box)
         try:
-            yield WebhookWriter(box, self._endpoint, options.patience_secs)
+            yield WebhookWriter(session, box, self._endpoint, options.patience_secs)
             await box.flush()
+            await self._tell_rest(session, box)
         except trio.Cancelled:  # nobody comes back for the rest
             with trio.move_on_after(CLOSE_SECS, shield=True):
                 await box.flush()
             await self._give_up(box)
+            with trio.CancelScope(shield=True):
+                await self._tell_rest(session, box)
             raise
         except BaseException:
             with trio.move_on_after(CLOSE_SECS, shield=True):
@@ -78,27 +86,71 @@ class WebhookSink(Sink[WebhookOptions]):
             if box.empty and box in boxes:
                 boxes.remove(box)
 
+    async def _tell_rest(self, session: Session, box: Outbox) -> None:
+        """Report what was never taken of a session that has ended: the sink was cut off."""
+        status = session.status()
+        epoch, last = status["epoch"], status["seq"]
+        if status["status"] in _ENDED and (0, 0) < box.taken < (epoch, last) and last:
+            first = box.taken[1] + 1 if box.taken[0] == epoch else 1
+            await self._endpoint.report_lost(box, epoch, first, last, "it failed for too long")
+
     async def _give_up(self, box: Outbox) -> None:
         with trio.CancelScope(shield=True):
             await self._endpoint.give_up(box, "tardisd stopped before it was delivered")
 
 
 class WebhookWriter(Writer):
-    """Gathers a session's ticks; waits when the address is slow, and asks to wait when it fails."""
+    """Gathers a session's ticks; waits for an address that is slow or fails, but not for ever.
 
-    def __init__(self, box: Outbox, endpoint: Endpoint, patience_secs: float) -> None:
+    What was skipped meanwhile it asks of the session again, so that only what cannot be had
+    is missing, which the dead-letter file then tells.
+    """
+
+    def __init__(
+        self, session: Session, box: Outbox, endpoint: Endpoint, patience_secs: float
+    ) -> None:
+        self._session = session
         self._box = box
         self._endpoint = endpoint
         self._patience_secs = patience_secs
 
     async def write(self, block: Block, /) -> None:
         """Take the block. Raises Retry when the address has failed for longer than is bearable."""
+        after = self._box.missing(block)
+        if after is not None:
+            await self._fill(block.epoch, after, block.first_seq - 1)
         await self._box.write(block, self._patience_secs)
 
     async def notice(self, notice: Notice, /) -> None:
-        """Send what would have to wait for ticks that do not come; tell what was dropped."""
-        if notice.type in _ENDS_A_BATCH:
-            self._box.seal()
+        """Send what would have to wait for ticks that do not come; follow the numbers."""
+        if notice.type == "gap":
+            self._box.passed(notice.fields["epoch"], notice.fields["seq"])
         elif notice.type == "skipped":
-            facts = {"session_id": self._box.session_id, **notice.fields}
-            await self._endpoint.report({"reason": "dropped, for it failed too long", **facts})
+            self._box.skipped(notice.fields["from_seq"])
+        elif notice.type in _ENDS_A_BATCH:
+            self._box.seal()
+
+    async def _fill(self, epoch: int, after: int, upto: int) -> None:
+        """Take what the session can tell again; report the rest."""
+        box, seq = self._box, after
+        log.info("webhook catches up", session=box.session_id, after=after, upto=upto)
+        try:
+            missed = self._session.subscribe("block", ("batch",), "webhook", Resume(epoch, after))
+        except RequestError as error:
+            await self._endpoint.report_lost(box, epoch, after + 1, upto, error.message)
+            return
+        try:
+            while seq < upto:
+                item = await missed.receive()
+                if not isinstance(item, Notice):
+                    await box.write(item, self._patience_secs)
+                    seq = item.first_seq + len(item) - 1
+                elif item.type == "gap":
+                    seq = item.fields["seq"]
+                    box.passed(epoch, seq)
+                elif item.type == "reset":  # nobody needs the rest
+                    return
+        except (Evicted, trio.EndOfChannel) as error:
+            await self._endpoint.report_lost(box, epoch, seq + 1, upto, str(error))
+        finally:
+            missed.close()

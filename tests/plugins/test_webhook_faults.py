@@ -10,8 +10,8 @@ import pytest
 import trio
 from webhook_rig import HookServer, answer, blocks_of, make_sink
 
-from tardisd.errors import Retry
-from tardisd.plugins.sessions import Notice
+from tardisd.errors import RequestError, Retry
+from tardisd.plugins.sessions import Notice, Resume
 from tardisd.testing.sink import Course, deliver, seqs_of, suite_session
 from tardisd_webhook.breaker import Breaker
 from tardisd_webhook.letters import DeadLetters
@@ -169,12 +169,80 @@ async def test_the_session_waits_and_then_is_told_why(server, tmp_path):
     assert server.seqs() == list(range(1, 21))  # what had been taken is delivered all the same
 
 
-async def test_what_was_dropped_meanwhile_is_told(server, tmp_path):
+class Remembering:
+    """A session that can tell again what it has told, or says why not."""
+
+    session_id = "s"
+
+    def __init__(self, items, refusal=None, status="active"):
+        self.items, self.refusal, self.word = items, refusal, status
+        self.asked = []
+
+    def status(self):
+        return {"status": self.word, "epoch": 1, "seq": seqs_of(self.items)[-1]}
+
+    def subscribe(self, when_full, forms, name, resume):
+        assert (when_full, forms) == ("block", ("batch",))
+        self.asked.append(resume)
+        if self.refusal is not None:
+            raise self.refusal
+        send, receive = trio.open_memory_channel(len(self.items))
+        for item in self.items:
+            if item.first_seq + len(item) - 1 > resume.from_seq:
+                send.send_nowait(item)
+        send.close()
+        return receive
+
+
+async def test_what_was_skipped_meanwhile_is_asked_for_again(server, tmp_path):
+    blocks = blocks_of(500)
+    session = Remembering(blocks)
+    sink = make_sink(server.url, tmp_path, batch_ticks=30)
+    async with sink.run(), sink.open(session) as writer:
+        await writer.write(blocks[0])
+        await writer.notice(Notice("skipped", {"from_seq": 101, "to_seq": 300}))
+        await writer.write(blocks[3])
+        await writer.write(blocks[4])
+    assert session.asked == [Resume(1, len(blocks[0]))]
+    assert server.seqs() == seqs_of(blocks[:5])
+    assert letters(tmp_path) == []
+
+
+async def test_numbers_of_gaps_are_not_asked_for(server, tmp_path):
+    one, two, three, *_ = blocks_of(500)
     sink = make_sink(server.url, tmp_path)
-    async with sink.run(), sink.open(suite_session("s")) as writer:
-        await writer.notice(Notice("skipped", {"from_seq": 5, "to_seq": 9}))
-    [letter] = letters(tmp_path)
-    assert (letter["session_id"], letter["from_seq"], letter["to_seq"]) == ("s", 5, 9)
+    hole = range(two.first_seq, three.first_seq)
+    async with sink.run(), sink.open(Remembering([one])) as writer:
+        await writer.write(one)
+        for seq in hole:
+            await writer.notice(Notice("gap", {"epoch": 1, "seq": seq}))
+        await writer.write(three)
+    assert server.seqs() == seqs_of([one, three])
+
+
+async def test_a_session_after_a_restart_begins_where_it_is(server, tmp_path):
+    blocks = blocks_of(500)
+    session = Remembering(blocks)
+    sink = make_sink(server.url, tmp_path)
+    async with sink.run(), sink.open(session) as writer:
+        await writer.write(blocks[2])
+    assert session.asked == []
+    assert server.seqs() == seqs_of(blocks[2:3])
+
+
+async def test_what_cannot_be_had_again_is_told(server, tmp_path):
+    blocks = blocks_of(500)
+    session = Remembering(blocks, RequestError("wrong_state", "gone for good"), "finished")
+    sink = make_sink(server.url, tmp_path)
+    async with sink.run(), sink.open(session) as writer:
+        await writer.notice(Notice("skipped", {"from_seq": 1, "to_seq": 300}))
+        await writer.write(blocks[3])
+    lost, rest = letters(tmp_path)
+    assert (lost["from_seq"], lost["to_seq"]) == (1, blocks[3].first_seq - 1)
+    assert lost["reason"] == "dropped: gone for good"
+    last = seqs_of(blocks)[-1]
+    assert (rest["from_seq"], rest["to_seq"]) == (blocks[4].first_seq, last)  # it was cut off
+    assert server.seqs() == seqs_of([blocks[3]])
 
 
 async def test_what_is_left_when_tardisd_stops_is_laid_aside(server, tmp_path, monkeypatch):
