@@ -111,7 +111,7 @@ def test_a_request_that_is_none(daemon: Daemon, text: bytes, code: str, part: st
         ({"storage": "attic"}, "bad_request", ("storage: 'attic' is not one of: main",)),
         ({"when_full": "explode"}, "bad_request", ("when_full: ", '"drop_oldest"')),
         ({"start_paused": "yes"}, "bad_request", ("start_paused: ",)),
-        ({"lockstep": True}, "bad_request", ("lockstep: is not supported yet",)),
+        ({"lockstep": "yes"}, "bad_request", ("lockstep: expected bool",)),
         ({"symbol": "XRP/USDT"}, "no_data", ("XRP/USDT@candle_1m: it is not stored", SERIES)),
         (
             {"start_time": "2022-01-01T00:00:00Z", "end_time": "2022-01-02T00:00:00Z"},
