@@ -115,6 +115,8 @@ class Pins:
                     f"SELECT {name}(%s, id) FROM unnest(%s::int[]) id".encode(),
                     (self._number, list(series_ids)),
                 )
+        if wanted == self._locked:  # it may be lost all the same
+            connection.execute("SELECT 1")
         self._locked = wanted
 
     def _drop(self, connection: Connection | None) -> None:
