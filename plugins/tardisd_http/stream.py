@@ -58,25 +58,31 @@ class SessionStream(Response):
                 await send({"type": "http.response.body"})
                 return
             with self._counted:
-                await self._stream(receive, send)
+                await self._stream(receive, send, chunked=scope["http_version"] == "1.1")
         finally:
             self._subscription.close()
 
-    async def _stream(self, receive: Receive, send: Send) -> None:
+    async def _stream(self, receive: Receive, send: Send, *, chunked: bool) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_client_goes, receive, nursery.cancel_scope)
             nursery.start_soon(self._until_cut_off)
-            await self._write(send)
+            await self._write(send, chunked=chunked)
             nursery.cancel_scope.cancel()
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, *, chunked: bool) -> None:
         async def put(data: bytes | memoryview) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        put_piece = self._connection.send_chunk if chunked else put
 
         await put(_line(self._first))
         try:
             while not self._evicted:
-                await self._deliver(await self._subscription.receive(), put)
+                item = await self._subscription.receive()
+                if isinstance(item, Notice):
+                    await put(_line(message_of(self._session_id, item)))
+                else:
+                    await self._deliver(item, put_piece)
         except trio.EndOfChannel:
             pass
         except Evicted:
@@ -86,13 +92,8 @@ class SessionStream(Response):
             await put(error_body("too_slow", text, session_id=self._session_id))
         await send({"type": "http.response.body"})
 
-    async def _deliver(
-        self, item: Block | Notice, put: Callable[[bytes | memoryview], Awaitable[None]]
-    ) -> None:
-        if isinstance(item, Notice):
-            await put(_line(message_of(self._session_id, item)))
-            return
-        for piece in item.encode(FORM).cut(PIECE_BYTES):
+    async def _deliver(self, block: Block, put: Callable[[memoryview], Awaitable[None]]) -> None:
+        for piece in block.encode(FORM).cut(PIECE_BYTES):
             if self._evicted:
                 return
             await put(piece)

@@ -98,6 +98,18 @@ async def test_two_streams_of_one_session_are_alike(tmp_path):
         assert len(found[0]) == TRADE_COUNT + 4
 
 
+async def test_an_old_client_gets_the_bare_lines(tmp_path):
+    async with running(tmp_path) as rig:
+        await rig.create(session_id="s", **TRADED)
+        raw = await rig.raw(b"GET /api/replay/s/stream HTTP/1.0\r\n\r\n")
+        data = await raw.receive_some(1000)
+        await rig.ask("POST", "/api/replay/s/resume")
+        data += await gone(raw)
+        lines = [json.loads(line) for line in data.partition(b"\r\n\r\n")[2].splitlines()]
+        assert len(lines) == TRADE_COUNT + 4
+        assert lines[-1]["type"] == "end"
+
+
 async def test_what_others_do_comes_in_its_place(tmp_path):
     async with running(tmp_path) as rig:
         await rig.create(session_id="s", speed=1)
