@@ -40,11 +40,12 @@ _SILENT = frozenset({"gap", "skipped", "snapshot", "barrier"})
 class Course:
     """What is known of a session over failures and reopenings.
 
-    `fresh` means that keys of an earlier session of the name are to be removed; None that nothing
-    has told yet whether this one only began.
+    `first` is the first number that came: it tells whether the session begins here, or goes on
+    after a restart. Then, once, keys that an earlier session of the name left are removed.
     """
 
-    fresh: bool | None = None
+    first: Position | None = None
+    cleared: bool = False
     delivered: Position = (0, 0)
     sent: Position = (0, 0)
     identity: tuple[bytes, ...] = ()
@@ -81,13 +82,15 @@ class RedisWriter(Writer):
 
     async def write(self, block: Block, /) -> None:
         """Publish what of the block is not published. Raises as `Link` does."""
-        self._begin(block.first_seq)
+        self._begin(block.epoch, block.first_seq)
         await self._patiently(partial(self._publish, block))
 
     async def notice(self, notice: Notice, /) -> None:
         """Keep the session's own key and its place among the paused ones up to date."""
-        if notice.type in {"gap", "skipped"}:
-            self._begin(notice.fields["seq" if notice.type == "gap" else "from_seq"])
+        if notice.type == "gap":
+            self._begin(notice.fields["epoch"], notice.fields["seq"])
+        elif notice.type == "skipped":
+            self._begin(self._session.status()["epoch"], notice.fields["from_seq"])
         if notice.type == "gap" and self._place == _before(notice):
             self._place = (notice.fields["epoch"], notice.fields["seq"])
         if notice.type == "end":
@@ -116,10 +119,9 @@ class RedisWriter(Writer):
             await self._link.close()
             self._link = None
 
-    def _begin(self, seq: int) -> None:
-        """Tell by the first number whether the session begins here, or goes on after a restart."""
-        if self._course.fresh is None:
-            self._course.fresh = seq == 1
+    def _begin(self, epoch: int, seq: int) -> None:
+        if self._course.first is None:
+            self._course.first = (epoch, seq)
 
     async def _patiently(self, action: Callable[[], Awaitable[None]]) -> None:
         """Act, again and again while Redis is lost, for as long as the session may be held up."""
@@ -213,22 +215,28 @@ class RedisWriter(Writer):
         finally:
             missed.close()
 
+    async def _newest(self, link: Link) -> tuple[Position, bytes]:
+        """Return the place that Redis tells, and how it tells it."""
+        if self._options.stream:
+            newest = await link.call(b"XREVRANGE", self._keys.stream, b"+", b"-", b"COUNT", b"1")
+            text = newest[0][0] if newest else b"0-0"
+        else:
+            text = await link.call(b"GET", self._keys.delivered) or b"0-0"
+        left, _, right = text.partition(b"-")
+        if left.isdigit() and right.isdigit():
+            return (int(left), int(right)), text
+        return (2**64, 0), text
+
     async def _where(self, link: Link) -> Position:
         """Return what Redis has got last, after removing what an earlier session left."""
         keys, course = self._keys, self._course
-        if course.fresh:
-            await link.call(b"UNLINK", keys.stream, keys.delivered)
-            course.fresh = False
-        if self._options.stream:
-            newest = await link.call(b"XREVRANGE", keys.stream, b"+", b"-", b"COUNT", b"1")
-            text = newest[0][0] if newest else b"0-0"
-        else:
-            text = await link.call(b"GET", keys.delivered) or b"0-0"
-        try:
-            left, right = text.split(b"-")
-            place = (int(left), int(right))
-        except ValueError:
-            place = (2**64, 0)
+        place, text = await self._newest(link)
+        if not course.cleared and course.first is not None:
+            epoch, seq = course.first
+            if seq == 1 and (epoch == 1 or place >= course.first):
+                await link.call(b"UNLINK", keys.stream, keys.delivered)
+                place = (0, 0)
+            course.cleared = True
         if course.sent < place and course.sent != (0, 0):
             key = keys.stream if self._options.stream else keys.delivered
             raise NotConnected(

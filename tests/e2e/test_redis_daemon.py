@@ -106,3 +106,35 @@ def test_a_redis_that_forgets_is_told_all_again(tmp_path):
         seqs = [int(row["seq"]) for _, row in entries(client, "s")]
         assert seqs == list(range(1, DAYS * 1440 + 1))
         assert json.loads(client("GET", "replay:session:s"))["status"] == "finished"
+
+
+def test_a_durable_session_goes_on_where_the_stream_ends(server, tmp_path):
+    config = CONFIG + (
+        f'\n[sinks.redis]\nplugin = "redis"\nurl = "{server.url}"\npassword = "hunter2"\n'
+        "stream = true\n"
+    )
+    with running(tmp_path, config) as daemon:
+        [series] = store_candles(daemon, DAYS * 1440)
+        words = ["--from", "2024-03-01", "--to", f"2024-03-0{DAYS + 1}", "--speed", "max"]
+        words += ["--id", "s", "--sink", "redis", "--paused", "--durable"]
+        daemon.ctl("session", "create", "--series", series, *words)
+        for count in (1500, 1, 3000):
+            daemon.ctl("session", "step", "s", count)
+            daemon.kill()  # whether redis has all of them or not
+            daemon.start()
+        daemon.ctl("session", "seek", "s", "2024-03-02")
+        daemon.ctl("session", "resume", "s")
+        wait_for(
+            lambda: daemon.ask("session.show", session_id="s")["sinks"][0]["state"] == "done",
+            "redis to have everything",
+        )
+    client = server.client()
+    client("AUTH", "hunter2")
+    epochs = {"1": [], "2": []}
+    for _, row in entries(client, "s"):
+        epochs[row["epoch"]].append(int(row["seq"]))
+    assert epochs["1"] == list(range(1, len(epochs["1"]) + 1))
+    assert len(epochs["1"]) > 1000
+    shown = json.loads(client("GET", "replay:session:s"))
+    assert epochs["2"] == list(range(1, shown["end"]["ticks"] + 1))
+    assert len(epochs["2"]) == (DAYS - 1) * 1440 + 1
