@@ -13,7 +13,7 @@ help:
 	@echo "make demo    watch a market being replayed, in this terminal (DEMO_ARGS=…)"
 	@echo "make test    check, then the test suite (PYTEST_ARGS=…)"
 	@echo "make check   ruff and mypy"
-	@echo "make bench   measure against Node (needs node, npm and cc) and ccxt (brings it)"
+	@echo "make bench   measure against Node (node, npm, cc), ccxt (brings it), Redis (redis-server)"
 	@echo "make clean   remove .venv and everything that was built"
 
 demo: $(VENV)/.runtime
