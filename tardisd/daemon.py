@@ -96,7 +96,12 @@ class Daemon:
         config, instances = self._config, self._instances
         plugins, budgets = instances.plugins, BudgetBook(state)
         sessions = SessionManager(
-            plugins["storage"], config.default_storage, plugins["sink"], state, _limits(config)
+            plugins["storage"],
+            config.default_storage,
+            plugins["sink"],
+            state,
+            _limits(config),
+            plugins["analyzer"],
         )
 
         host = DaemonHost(plugins["storage"], config.default_storage, plugins["analyzer"])

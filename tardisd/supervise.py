@@ -31,6 +31,14 @@ async def attempt(
     return error
 
 
+def result_of(call: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """Return (what a synchronous call returns, None) or (None, the exception it raised)."""
+    try:
+        return call(), None
+    except Exception as error:  # noqa: BLE001 - the place for it
+        return None, error
+
+
 def innermost(error: BaseException) -> Exception:
     """Return the first exception within (groups of) exceptions."""
     while isinstance(error, BaseExceptionGroup):

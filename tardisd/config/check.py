@@ -20,7 +20,6 @@ from tardisd.config.model import BackfillRule, Config, Daemon, Instance, Session
 from tardisd.config.paths import MAX_SOCKET_BYTES, default_data_dir, default_socket, readable_dirs
 from tardisd.config.schema import (
     CORE,
-    LATER,
     NAMED,
     SECTIONS,
     BackfillTable,
@@ -243,9 +242,6 @@ class _Checker:
             for index, reference in enumerate(self.parse((*path, key), str, getattr(table, key))):
                 self.refer((*path, key, index), kind, reference)
         self.refer_to_storage(path, table.storage)
-        for key in LATER:
-            if getattr(table, key):
-                self.findings.add((*path, key), "this version cannot do that yet; leave it out")
         derive = self.parse((*path, "derive"), _candles, table.derive)
         if not table.series and not table.derive:
             self.findings.add((*path, "series"), "is empty; name what to replay")

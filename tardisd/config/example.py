@@ -16,7 +16,6 @@ import msgspec
 
 from tardisd.config.model import plain
 from tardisd.config.schema import (
-    LATER,
     SECTIONS,
     BackfillTable,
     DaemonTable,
@@ -81,8 +80,6 @@ def _samples() -> list[tuple[str, dict[str, Any]]]:
 def _section(header: str, cls: type[Any], active: dict[str, Any] | None = None) -> str:
     lines = [*_comment(_purpose(cls)), f"[{header}]"]
     for field in msgspec.structs.fields(cls):
-        if field.name in LATER:
-            continue
         info = msgspec.inspect.type_info(field.type)
         assert isinstance(info, msgspec.inspect.Metadata), f"{field.name} has no description"
         extra = info.extra_json_schema or {}

@@ -298,5 +298,3 @@ SECTIONS = {
 }
 # Tables with names of the user's choice below them.
 NAMED = (*SECTIONS, "sessions", "backfills")
-# What the format knows and the replay engine does not yet: refused, and not in the example.
-LATER = ("analyzers",)

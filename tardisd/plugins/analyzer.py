@@ -68,6 +68,8 @@ class Analyzer(Plugin[OptionsT]):
     """
 
     consumes: ClassVar[frozenset[str]] = frozenset()
+    #: The encodings that writers of `open` ask blocks for, as of a sink.
+    forms: ClassVar[tuple[str, ...]] = ()
     #: Whether `ask` is worth calling.
     answers: ClassVar[bool] = False
 

@@ -117,6 +117,10 @@ class Audience:
         """Return the followers that the session must wait for."""
         return [follower for follower in self._present if not follower.has_room]
 
+    def unheard(self) -> list[Follower]:
+        """Return the followers whose word is waited for before the end."""
+        return [f for f in self._present if f.awaited and not f.is_idle]
+
     def silent(self) -> list[Follower]:
         """Return the followers that have not acknowledged the barrier they were sent."""
         return [f for f in self._present if f.lockstep and f.acknowledged < f.barrier_seq]
@@ -130,7 +134,8 @@ class Audience:
 
     def waiting_for(self) -> list[str]:
         """Return the names of those who hold the session up."""
-        return [follower.name for follower in dict.fromkeys(self.without_room() + self.silent())]
+        holding = dict.fromkeys(self.without_room() + self.silent())
+        return [follower.name for follower in holding]
 
     def facts(self) -> list[dict[str, object]]:
         """Return who follows and how much waits for each."""

@@ -8,7 +8,7 @@ slice, never in the middle of handing it out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from tardisd.errors import TardisError
 from tardisd.market.series import Series
 from tardisd.market.time import MILLISECOND, format_time
 from tardisd.plugins.sessions import Notice, SessionRequest, Subscription
+from tardisd.replay.analyses import Reports
 from tardisd.replay.audience import Audience
 from tardisd.replay.block import Prepared
 from tardisd.replay.merge import Mark
@@ -89,6 +90,8 @@ class Course:
     awaiting_snapshot: bool = False
     #: Told once the snapshot is out: the step back that began this epoch.
     stepped_back: Steps | None = None
+    #: What analyses have to say at the end, by analyzer.
+    reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     progress: Progress = field(init=False)
     _gap_until: dict[Series, int] = field(init=False)
     _barrier: int | None = field(init=False, default=None)
@@ -136,6 +139,8 @@ class Course:
                 self._tell_snapshot(item)
             elif isinstance(item, Mark):
                 await self._mark(item)
+            elif isinstance(item, Reports):
+                self.reports = item.found
             else:
                 await self._release(item)
         self.silent_seq = 0  # the stored data have become fewer

@@ -9,6 +9,7 @@ import trio
 
 from tardisd.errors import PluginError, Rejected, Retry
 from tardisd.log import Log
+from tardisd.plugins.analyzer import Analyzer
 from tardisd.plugins.sessions import Evicted, Notice
 from tardisd.plugins.sink import Sink, Writer
 from tardisd.replay.block import SessionBlock
@@ -41,7 +42,7 @@ class Delivery:
 
     session: ReplaySession
     sink_name: str
-    sink: Sink[Any]
+    sink: Sink[Any] | Analyzer[Any]
     state: DeliveryState = "open"
     error: str | None = None
     _follower: Follower = field(init=False)
@@ -53,7 +54,10 @@ class Delivery:
     _calls: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self._follower = self.session.subscribe("block", self.sink.forms, f"sink {self.sink_name}")
+        speaks = isinstance(self.sink, Analyzer)
+        name = f"{'analyzer' if speaks else 'sink'} {self.sink_name}"
+        self._follower = self.session.subscribe("block", self.sink.forms, name)
+        self._follower.awaited = speaks
 
     def facts(self) -> dict[str, Any]:
         """Return name, state and last error, as `status` of a session shows them."""

@@ -71,6 +71,9 @@ class Follower:
         self.barrier_seq = self.acknowledged = 0
         self.held: object | None = None
         self.behind = False
+        #: Whether the end waits until it has dealt with all: it may have something to say.
+        self.awaited = False
+        self._dealing = False
         #: What it had from a daemon before this one: not told again.
         self.heard_seq = 0
         self._limits = ties.limits
@@ -96,6 +99,11 @@ class Follower:
             or self._bytes >= limits.blocking_bytes
             or self._lags(limits.blocking_secs)
         )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has received all and dealt with it."""
+        return not (self._queue or self._dealing)
 
     @property
     def _lossless(self) -> bool:
@@ -197,6 +205,10 @@ class Follower:
 
     async def receive(self) -> SessionBlock | Notice:
         """Return what comes next. Raises trio.EndOfChannel after the end, Evicted when cut off."""
+        if self._dealing:
+            self._dealing = False
+            if self.awaited:
+                self._ties.poke()
         while not self._queue or self.held is not None:
             if self._evicted is not None:
                 raise Evicted(self._evicted)
@@ -206,6 +218,7 @@ class Follower:
             self._arrived = trio.Event()
             await self._arrived.wait()
         item = self._queue.popleft()
+        self._dealing = True
         if weight := _weight(item):
             self._ticks -= weight
             self._bytes -= 0 if isinstance(item, Notice) else item.nbytes

@@ -30,6 +30,8 @@ log = Log("tardisd.sessions")
 
 ENDED = frozenset({"finished", "stopped", "failed"})
 _EMPTY_LOOP_SECS = 0.1
+# How long the end waits for what analyzers have to say of the last ticks; a model may take minutes.
+_LAST_WORDS_SECS = 180.0
 
 
 class Lifetime:
@@ -182,6 +184,9 @@ class Lifetime:
         opening = Opening(course.begin, middle=course.cause is not None)
         async with self._source.open(course.number, opening) as items:
             await course.play(items)
+        with trio.move_on_after(_LAST_WORDS_SECS):
+            while self._audience.unheard():
+                await self._time.changed()
         changed = await self._source.has_changed()
         await course.until_end()  # it may have been paused meanwhile
         if not self.request.loop:
@@ -216,6 +221,8 @@ class Lifetime:
         }
         if data_changed:
             fields["data_changed"] = True
+        if self._course.reports:
+            fields["reports"] = dict(self._course.reports)
         if message is not None:
             fields["message"] = message
         self.end_notice = Notice("end", fields)

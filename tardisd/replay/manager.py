@@ -16,6 +16,7 @@ from tardisd.errors import RequestError, StorageError
 from tardisd.log import Log
 from tardisd.market.span import Span
 from tardisd.market.time import SECOND
+from tardisd.plugins.analyzer import Analyzer
 from tardisd.plugins.sessions import SessionRequest
 from tardisd.plugins.sink import Sink
 from tardisd.plugins.storage import Storage
@@ -34,6 +35,9 @@ from tardisd.wire.encode import make_tables
 log = Log("tardisd.sessions")
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+Outlet = tuple[str, Sink[Any] | Analyzer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,12 @@ class SessionManager:
         sinks: Mapping[str, Sink[Any]],
         state: State,
         limits: SessionLimits | None = None,
+        analyzers: Mapping[str, Analyzer[Any]] | None = None,
     ) -> None:
         self._storages = storages
         self._default_storage = default_storage
         self._sinks = sinks
+        self._analyzers = {} if analyzers is None else analyzers
         self._state = state
         self._limits = limits or SessionLimits()
         #: The threads in which sessions read ahead and encode.
@@ -133,10 +139,10 @@ class SessionManager:
         Raises RequestError: bad_request, session_exists, too_many_sessions, too_large, no_data.
         """
         storage = self._storage(request.storage)
-        sinks = [(name, self._sink(name)) for name in dict.fromkeys(request.sinks)]
+        outlets = self._outlets(request)
         self._check(request)
         session_id = self._reserve(request.session_id)
-        self._users[session_id] = (storage, *(sink for _, sink in sinks))
+        self._users[session_id] = (storage, *(plugin for _, plugin in outlets))
         try:
             found = await find(storage, request)
             self._running_nursery()
@@ -148,7 +154,7 @@ class SessionManager:
         finally:
             self._reserved.discard(session_id)
         session = self._make(session_id, request, found, storage)
-        self._start(session, sinks, wall_ns())
+        self._start(session, outlets, wall_ns())
         return session
 
     def _make(
@@ -170,14 +176,14 @@ class SessionManager:
                 lambda: audience.demand,
                 lambda: time.unpaced,
                 found.derivations,
+                {name: self._analyzer(name) for name in request.analyzers},
+                request,
             )
 
         return ReplaySession(session_id, request, source, self._limits.tuning, self._spawn)
 
-    def _start(
-        self, session: ReplaySession, sinks: Sequence[tuple[str, Sink[Any]]], created_at: int
-    ) -> None:
-        session.sinks = deliveries = [Delivery(session, name, sink) for name, sink in sinks]
+    def _start(self, session: ReplaySession, outlets: Sequence[Outlet], created_at: int) -> None:
+        session.sinks = deliveries = [Delivery(session, name, one) for name, one in outlets]
         self._remember(self._record(session, created_at))
         self._sessions[session.session_id] = session
         self._running_nursery().start_soon(self._live, session, deliveries, created_at)
@@ -301,11 +307,11 @@ class SessionManager:
         request = request_from_json(record.session_id, record.request)
         storage = self._storage(request.storage)
         found = await find(storage, request, again=True)
-        sinks = [(name, self._sink(name)) for name in dict.fromkeys(request.sinks)]
-        self._users[record.session_id] = (storage, *(sink for _, sink in sinks))
+        outlets = self._outlets(request)
+        self._users[record.session_id] = (storage, *(plugin for _, plugin in outlets))
         session = self._make(record.session_id, request, found, storage)
         session.restore(Place.from_json(place))
-        self._start(session, sinks, record.created_at)
+        self._start(session, outlets, record.created_at)
         log.info("session taken up", session=record.session_id, **place)
 
     def _take_up_ended(self, record: SessionRecord, now: int, why: str) -> None:
@@ -338,6 +344,17 @@ class SessionManager:
             known = ", ".join(sorted(self._storages)) or "none"
             raise RequestError("bad_request", f"storage: {wanted!r} is not one of: {known}")
         return self._storages[wanted]
+
+    def _outlets(self, request: SessionRequest) -> Sequence[Outlet]:
+        """Return the sinks and analyzers that a session is delivered to, by name."""
+        sinks = [(name, self._sink(name)) for name in dict.fromkeys(request.sinks)]
+        return [*sinks, *((name, self._analyzer(name)) for name in request.analyzers)]
+
+    def _analyzer(self, name: str) -> Analyzer[Any]:
+        if name not in self._analyzers:
+            known = ", ".join(sorted(self._analyzers)) or "none"
+            raise RequestError("bad_request", f"analyzers: {name!r} is not one of: {known}")
+        return self._analyzers[name]
 
     def _sink(self, name: str) -> Sink[Any]:
         if name not in self._sinks:

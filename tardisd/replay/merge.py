@@ -188,6 +188,15 @@ class Window:
             self.release = release
         self._marks = sorted(marks, key=lambda mark: (mark.ts_release, mark.series.order))
 
+    @property
+    def kinds(self) -> Sequence[Ticks]:
+        """The ticks by kind, each in their own order."""
+        return self._kinds
+
+    def followed_by(self, ticks: Ticks) -> Window:
+        """Return a window with more ticks, of a class after all that are in it."""
+        return Window([*self._kinds, ticks], self._marks)
+
     def __iter__(self) -> Iterator[Mark | tuple[int, int]]:
         """Return marks, and ranges of rows of at most BLOCK_TICKS between them, in order."""
         row = 0

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Protocol
 
 from tardisd.replay.block import Prepared
 from tardisd.replay.digest import new_digest
-from tardisd.replay.merge import Mark, Merger, Window
+from tardisd.replay.merge import Mark, Window
 from tardisd.replay.position import Position
 from tardisd.replay.prelude import Item, Prelude, Snapshot
 from tardisd.wire.encode import Encoder
@@ -42,6 +43,17 @@ class Stamp:
     encoders: Mapping[str, Encoder]
 
 
+class Windows(Protocol):
+    """Where windows come from, one after another."""
+
+    @property
+    def done(self) -> bool:
+        """Whether everything has been given out."""
+
+    def window(self) -> Window:
+        """Return what can be ordered now."""
+
+
 class Preparer:
     """Turns windows into blocks, a few at a time, in any thread; one call at a time."""
 
@@ -49,12 +61,12 @@ class Preparer:
         self,
         stamp: Stamp,
         opening: Opening,
-        merger: Merger,
+        windows: Windows,
         hasher: Executor,
         demand: Callable[[], frozenset[str]],
     ) -> None:
         self._stamp = stamp
-        self._merger = merger
+        self._windows = windows
         self._hasher = hasher
         self._demand = demand
         self._window: Window | None = None
@@ -70,18 +82,18 @@ class Preparer:
     @property
     def busy(self) -> bool:
         """Whether there is something to prepare without reading more."""
-        return self._window is not None or (self._prelude is not None and self._merger.done)
+        return self._window is not None or (self._prelude is not None and self._windows.done)
 
     def work(self, ticks: int) -> list[Snapshot | Prepared | Mark]:
         """Return the next blocks and marks: few at first, for the sake of the first tick."""
         found: list[Snapshot | Prepared | Mark] = []
         most = self._seq + (1 if self._seq == self._first else ticks)
         if self._window is None:
-            self._window = self._merger.window()
+            self._window = self._windows.window()
             self._items = iter(self._window)
             if self._prelude is not None:
                 items = self._prelude.strain(self._window)
-                if items is None and not self._merger.done:
+                if items is None and not self._windows.done:
                     self._window = None
                     return found
                 self._items = iter(self._prelude.pending if items is None else items)

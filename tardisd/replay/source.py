@@ -7,10 +7,10 @@ can be opened at any position of the session, and as often as there are readers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,13 @@ from tardisd.market.columns import Batch
 from tardisd.market.decimals import Ints
 from tardisd.market.series import Series
 from tardisd.market.span import Span
+from tardisd.plugins.analyzer import Analyzer
+from tardisd.plugins.sessions import SessionRequest
 from tardisd.plugins.storage import Storage
+from tardisd.replay.analyses import Analyses, Reports
 from tardisd.replay.block import Prepared, make_encoders
 from tardisd.replay.derivation import Derivation, resume_at
-from tardisd.replay.merge import BLOCK_TICKS, Mark, Merger, Track
+from tardisd.replay.merge import BLOCK_TICKS, Mark, Merger, Track, Window
 from tardisd.replay.position import Position
 from tardisd.replay.prelude import Snapshot, last_released
 from tardisd.replay.prepare import Opening, Preparer, Stamp
@@ -35,7 +38,8 @@ READ_AHEAD_BLOCKS = 2
 # A job in a worker thread costs as much as encoding several hundred ticks.
 TICKS_A_JOB = 2 * BLOCK_TICKS
 
-Items = trio.MemoryReceiveChannel[Snapshot | Prepared | Mark]
+Item = Snapshot | Prepared | Mark | Reports
+Items = trio.MemoryReceiveChannel[Item]
 _Batches = trio.MemoryReceiveChannel[Batch]
 
 
@@ -72,6 +76,8 @@ class Source:
     demand: Callable[[], frozenset[str]]
     unpaced: Callable[[], bool] = lambda: False
     derivations: Sequence[Derivation] = ()
+    analyzers: Mapping[str, Analyzer[Any]] = field(default_factory=dict)
+    request: SessionRequest | None = None
 
     @property
     def series(self) -> tuple[Series, ...]:
@@ -100,7 +106,7 @@ class Source:
     @asynccontextmanager
     async def open(self, epoch: int, opening: Opening) -> AsyncIterator[Items]:
         """Open the stream of blocks and marks in total order; sequence numbers are set."""
-        send, receive = trio.open_memory_channel[Snapshot | Prepared | Mark](READ_AHEAD_BLOCKS)
+        send, receive = trio.open_memory_channel[Item](READ_AHEAD_BLOCKS)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, epoch, opening, send)
             yield receive
@@ -110,7 +116,7 @@ class Source:
         self,
         epoch: int,
         opening: Opening,
-        send: trio.MemorySendChannel[Snapshot | Prepared | Mark],
+        send: trio.MemorySendChannel[Item],
     ) -> None:
         encoders = make_encoders(Frame("tick", self.session_id, epoch, self.lookahead))
         stamp = Stamp(self.session_id, epoch, encoders)
@@ -118,8 +124,8 @@ class Source:
         # of the data, and finish before the error that closed it is known.
         with send:
             async with self._merging(opening.begin if opening.middle else None) as feeds:
-                preparer = Preparer(stamp, opening, feeds.merger, self.workers.hasher, self.demand)
-                while not feeds.merger.done or preparer.busy:
+                preparer = Preparer(stamp, opening, feeds, self.workers.hasher, self.demand)
+                while not feeds.done or preparer.busy:
                     if not preparer.busy:
                         feeds.merger.window_ticks = TICKS_A_JOB if self.unpaced() else 0
                         await feeds.fill()
@@ -131,10 +137,21 @@ class Source:
                         )
                     for item in items:
                         await send.send(item)
+                if (reports := feeds.analyses.finish()) is not None:
+                    await send.send(reports)
 
     @asynccontextmanager
     async def _merging(self, begin: Position | None) -> AsyncIterator[_Feeds]:
-        """Open all series: from the session's start, or from the last row before a position."""
+        """Open all series: from the session's start, or from the last row before a position.
+
+        Analyses need to have seen what lies before it; then they are opened so much earlier.
+        """
+        warmup = max((one.warmup for one in self.analyzers.values()), default=0)
+        if begin is not None and warmup:
+            begin = Position(max(self.span.start, begin.release - warmup))
+        analyses = Analyses(self.session_id)
+        if self.analyzers and self.request is not None:
+            analyses = Analyses.started(self.session_id, self.analyzers, self.request)
         async with AsyncExitStack() as stack:
             tracks: list[Track] = []
             channels: dict[Series, _Batches] = {}
@@ -166,7 +183,7 @@ class Source:
                             workshop.take_in(more)
                         track.takers.append(workshop)
                         tracks += workshop.tracks
-            yield _Feeds(Merger(tracks, self.lookahead), channels, self.span)
+            yield _Feeds(Merger(tracks, self.lookahead), channels, self.span, analyses)
 
     def _track(self, material: Material, before: Batch | None) -> Track:
         if all(material.series != one.series for one in self.materials):
@@ -213,9 +230,9 @@ class Source:
         kept: Ints = np.empty(0, np.int64)
         position = Position(max(since, self.span.start))
         async with self._merging(position) as feeds:
-            while not feeds.merger.done:
+            while not feeds.done:
                 await feeds.fill()
-                release = feeds.merger.window().release
+                release = feeds.window().release
                 low = int(release.searchsorted(position.release, "left"))
                 kept = np.concatenate([kept, release[low:]])
                 over = int(kept.searchsorted(until.release, "left"))
@@ -233,6 +250,17 @@ class _Feeds:
     merger: Merger
     channels: dict[Series, _Batches]
     span: Span
+    analyses: Analyses
+
+    @property
+    def done(self) -> bool:
+        """Whether everything has been given out."""
+        return self.merger.done
+
+    def window(self) -> Window:
+        """Return the next window, with what analyses derive from it."""
+        window = self.merger.window()
+        return self.analyses.extend(window) if self.analyses.running else window
 
     async def fill(self) -> None:
         """Give hungry tracks their next batches, or tell them that nothing more comes."""

@@ -24,6 +24,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tardisd.market.columns import Batch
 from tardisd.market.series import Series
 from tardisd.market.span import Coverage, Span
+from tardisd.plugins.analyzer import Analyzer
 from tardisd.plugins.exchange import Page
 from tardisd.plugins.sessions import Block, Evicted, Notice, Resume, SessionRequest, WhenFull
 from tardisd.plugins.sink import Sink
@@ -176,6 +177,7 @@ def run_engine(
     *,
     storage: Storage[Any] | None = None,
     sinks: Mapping[str, Sink[Any]] | None = None,
+    analyzers: Mapping[str, Analyzer[Any]] | None = None,
     limits: SessionLimits | None = None,
     limiters: Sequence[trio.CapacityLimiter] = (),
     state: Path = Path(":memory:"),
@@ -189,7 +191,7 @@ def run_engine(
 
     async def run() -> T:
         own = State(state)
-        manager = SessionManager({"main": kept}, "main", sinks or {}, own, limits)
+        manager = SessionManager({"main": kept}, "main", sinks or {}, own, limits, analyzers)
         try:
             threads = (manager.limiter, *limiters)
             async with virtual_time(clock, *threads), trio.open_nursery() as nursery:
