@@ -28,6 +28,9 @@ from tardisd.venue.book import BudgetBook
 
 log = Log("tardisd.instances")
 
+# A plugin that has not closed by then is not waited for any longer.
+CLOSE_SECS = 15.0
+
 
 class StartError(TardisError):
     """Raised when an instance cannot start; the message names it."""
@@ -137,10 +140,14 @@ class Instance:
             )
 
     async def restart(self) -> None:
-        """Close the instance and open it again at once; return when it runs or has failed."""
+        """Close the instance and open it again at once; return when it runs or has failed.
+
+        One that does not come to an end in time goes on with it, and is `starting` until then.
+        """
         self.state, self._settled = "starting", trio.Event()
         self._anew.set()
-        await self._settled.wait()
+        with trio.move_on_after(CLOSE_SECS):
+            await self._settled.wait()
 
     @property
     def told_to_stop(self) -> bool:
@@ -227,8 +234,8 @@ class Instances:
         told = [one for one in left if one.told_to_stop]
         return [section_of(one.section) for one in told or left]
 
-    async def start(self, one: Instance, *, patient: bool = False) -> None:
-        """Start an instance and return when it runs; StartError when it cannot.
+    async def start(self, one: Instance, *, patient: bool = False, secs: float = math.inf) -> None:
+        """Start an instance and return when it runs; StartError when it cannot, or not in time.
 
         A `patient` start that fails is tried again and again.
         """
@@ -240,18 +247,26 @@ class Instances:
                     f" [{section_of(other.section)}]{closing}; let each have its own"
                 )
         self._alive[one] = None
-        error = await attempt(self._nurseries[one.kind].start, one.hold, patient)
+        late = StartError(f"[{section_of(one.section)}] has not started within {secs:g} s")
+        error: Exception | None = late
+        with trio.move_on_after(secs):
+            error = await attempt(self._nurseries[one.kind].start, one.hold, patient)
         if error is not None:
             del self._alive[one]
             raise error
         log.info("instance running", kind=one.kind, name=one.name, plugin=one.plugin.name)
 
-    async def stop(self, one: Instance) -> None:
-        """Stop an instance and return when it has closed."""
+    async def stop(self, one: Instance) -> bool:
+        """Stop an instance; tell whether it has closed, which a plugin may never do."""
         one.stop()
-        await one.gone()
+        with trio.move_on_after(CLOSE_SECS):
+            await one.gone()
+        if one.state != "stopped":
+            log.error("instance does not close", kind=one.kind, name=one.name, secs=CLOSE_SECS)
+            return False
         self._alive.pop(one, None)
         log.info("instance stopped", kind=one.kind, name=one.name)
+        return True
 
 
 @dataclass

@@ -36,6 +36,9 @@ from tardisd.systemd import Notifier
 
 log = Log("tardisd.reload")
 
+# Others wait for their turn while an instance starts.
+START_SECS = 60.0
+
 Make = Callable[[model.Instance], Awaitable[Instance]]
 
 
@@ -172,7 +175,7 @@ class Reloader:
             held: frozenset[str] = frozenset().union(*(one.claims for one in leaving))
             for one in coming:
                 if not one.claims & held:
-                    await self._instances.start(one)
+                    await self._instances.start(one, secs=START_SECS)
                     started.append(one)
             async with self._services.backfills.held(partial(_concerns, diff.leaving)):
                 await self._succeed(leaving, coming, started)
@@ -201,15 +204,18 @@ class Reloader:
             self._refuse_if_used(one)
         try:
             for one in stopping:
-                await self._instances.stop(one)
+                if not await self._instances.stop(one):
+                    text = f"[{section_of(one.section)}] does not close; restart the daemon"
+                    raise RequestError("wrong_state", text)
             for one in late:
-                await self._instances.start(one)
+                await self._instances.start(one, secs=START_SECS)
                 started.append(one)
         except TardisError:
             await self._stop_all(started)
             for one in stopping:
-                one.revive()
-                await self._instances.start(one, patient=True)
+                if one.state == "stopped":
+                    one.revive()
+                    await self._instances.start(one, patient=True, secs=START_SECS)
             raise
 
     def _swap(
@@ -248,7 +254,8 @@ class Reloader:
         async with self._services.backfills.held(partial(_concerns, [one.section])):
             await one.restart()
         if one.state != "running":
-            raise RequestError("wrong_state", f"[{section_of(one.section)}] {one.message}")
+            told = one.message or "has not closed yet"
+            raise RequestError("wrong_state", f"[{section_of(one.section)}] {told}")
 
     def _refuse_if_used(self, one: Instance) -> None:
         """Refuse to close a storage under those that read or write it."""

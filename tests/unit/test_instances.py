@@ -25,6 +25,7 @@ class Fragile(Plugin):
         if options == "unmakable":
             raise ZeroDivisionError("oh")
         self.runs = 0
+        self.closing_secs = 0
         self.before = []
         self.breaks = trio.Event()
 
@@ -32,11 +33,15 @@ class Fragile(Plugin):
     async def run(self):
         self.runs += 1
         if self.before and (trouble := self.before.pop(0)):
+            if trouble == "hangs":
+                await trio.sleep_forever()
             raise trouble
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._break)
             yield
             nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self.closing_secs)
 
     async def _break(self):
         await self.breaks.wait()
@@ -186,3 +191,33 @@ async def test_what_one_holds_another_cannot_have():
         await instances.stop(first)
         await instances.start(second)
         assert second.state == "running"
+
+
+async def test_one_that_does_not_close_is_not_waited_for(autojump_clock):
+    instances = Instances()
+    one = await made()
+    one.plugin.closing_secs = 100
+    async with instances.running("sink"):
+        await instances.start(one)
+        assert not await instances.stop(one)
+        assert trio.current_time() < 20
+        await one.gone()
+    other = await made()
+    other.plugin.closing_secs = 100
+    async with instances.running("sink"):
+        await instances.start(other)
+        await other.restart()
+        assert other.state == "starting"
+        while other.state != "running":
+            await trio.sleep(1)
+
+
+async def test_one_that_hangs_before_it_runs_is_given_up_in_time(autojump_clock):
+    instances = Instances()
+    one, other = await made(), await made("other")
+    one.plugin.before = ["hangs"]
+    async with instances.running("sink"):
+        with pytest.raises(StartError, match=r"\[sinks.one\] has not started within 60 s"):
+            await instances.start(one, secs=60)
+        await instances.start(other, secs=60)
+        assert other.state == "running"
