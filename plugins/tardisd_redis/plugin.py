@@ -56,7 +56,7 @@ class RedisOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Meta(ge=0, le=45, description="how long sessions wait for a Redis that is lost"),
     ] = 30.0
     timeout_secs: Annotated[
-        float, Meta(gt=0, le=60, description="how long one answer may take")
+        float, Meta(gt=0, le=15, description="how long one answer may take")
     ] = 10.0
 
     def __post_init__(self) -> None:

@@ -127,13 +127,14 @@ class RedisWriter(Writer):
         """Act, again and again while Redis is lost, for as long as the session may be held up."""
         course = self._course
         while True:
+            begun = trio.current_time()
             try:
                 async with self._lock:
                     await action()
             except Lost as error:
                 now = trio.current_time()
                 if course.failing_since is None:
-                    course.failing_since = now
+                    course.failing_since = begun
                     log.warning("redis lost", session=self._session.session_id, reason=str(error))
                 wait = course.backoff.next()
                 if now + wait >= course.failing_since + self._options.patience_secs:

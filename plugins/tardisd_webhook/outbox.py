@@ -19,6 +19,8 @@ from tardisd.plugins.sessions import Block
 from tardisd.wire.text import squeeze
 
 MOST_READY = 2
+# A sink that takes nothing for a minute is cut off; asking for patience comes before that.
+LONGEST_HOLD_SECS = 45.0
 
 
 @dataclass(eq=False, slots=True)
@@ -115,12 +117,13 @@ class Outbox:
             self.taken = (epoch, seq)
 
     async def _room(self, patience_secs: float) -> None:
+        longest = trio.current_time() + LONGEST_HOLD_SECS
         while len(self.ready) >= MOST_READY:
-            deadline = float("inf")
+            deadline = longest
             if self.failing_since is not None:
-                deadline = self.failing_since + patience_secs
+                deadline = min(self.failing_since + patience_secs, longest)
             if trio.current_time() >= deadline:
-                raise Retry(self.reason, after=1.0)
+                raise Retry(self.reason or "the address takes very long to answer", after=1.0)
             with trio.move_on_at(deadline):
                 await self._moved.wait()
 

@@ -30,7 +30,7 @@ START = parse_time("2024-03-01T00:00:00Z")
 
 
 def make_sink(url, **options):
-    options = {"url": url, "timeout_secs": 20, **options}
+    options = {"url": url, "timeout_secs": 15, **options}
     return RedisSink(
         msgspec.convert(options, RedisOptions, dec_hook=decoder({})), sink_context(None)
     )

@@ -304,3 +304,17 @@ def test_dead_letters_are_whole_lines_and_bounded(tmp_path):
     link.symlink_to(path)
     with pytest.raises(OSError, match="symbolic links"):
         DeadLetters(link, 50).append(b"x")
+
+
+async def test_one_that_takes_very_long_is_no_reason_to_be_cut_off(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("tardisd_webhook.outbox.LONGEST_HOLD_SECS", 0.1)
+    sink = make_sink(server.url, tmp_path, batch_ticks=10, patience_secs=45, timeout_secs=30)
+    server.behave = lambda number, request: "hang" if number == 1 else answer()
+    with trio.CancelScope() as scope:
+        async with sink.run(), sink.open(suite_session("s")) as writer:
+            with pytest.raises(Retry, match="takes very long to answer"):
+                await writer.write(blocks_of(100)[0])
+            monkeypatch.setattr("tardisd_webhook.plugin.CLOSE_SECS", 0.01)
+            scope.cancel()
+            await trio.sleep_forever()
+    assert [letter["key"] for letter in letters(tmp_path)] == ["s:1:1", "s:1:11"]
