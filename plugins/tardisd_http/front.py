@@ -75,9 +75,13 @@ class Front:
             answering = _Answering(send, self._cross_origin(scope["headers"]))
             call = self._websocket if scope["type"] == "websocket" else self._answer
             error = await attempt(call, scope, receive, answering)
-            if error is None or scope["type"] == "websocket":
+            if error is None:
                 return
-            if answering.started:  # what was sent stands; that it is torn must be seen
+            if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
+                connection.abort()  # the client has gone, as clients do
+                return
+            # What has been sent stands, but that it is torn must be seen.
+            if answering.started or scope["type"] == "websocket":
                 log.error("http answer broke", path=scope["path"], error=describe(error))
                 connection.abort()
             else:

@@ -8,7 +8,7 @@ import re
 import httpx
 import pytest
 import trio
-from http_rig import running
+from http_rig import gone, running
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 
@@ -42,6 +42,8 @@ async def half(scope, receive, send):
 
 async def shout(websocket):
     await websocket.accept()
+    if websocket.query_params.get("break"):
+        raise ZeroDivisionError("while it was open")
     await websocket.send_text((await websocket.receive_text()).upper())
     await websocket.close()
 
@@ -93,7 +95,7 @@ async def test_offers_that_are_no_routes_are_left_out(tmp_path, caplog):
             assert any("stranger" in str(record.facts) for record in caplog.records)
 
 
-async def test_routes_obey_the_rules_of_access(tmp_path):
+async def test_routes_obey_the_rules_of_access(tmp_path, caplog):
     async with running(tmp_path, token=Secret("secret"), max_body_bytes=1024) as rig:
         stranger = Context("stranger", tmp_path, None, board=rig.board)
         with stranger.offer("http.routes", ROUTES):
@@ -114,6 +116,9 @@ async def test_routes_obey_the_rules_of_access(tmp_path):
             with trio.fail_after(100):
                 told = await raw.receive_some(1000)
             assert told.startswith(b"\x81\x02HI")
+            raw = await rig.raw(opening.format("?token=secret&break=1").encode())
+            await gone(raw)
+            assert any("while it was open" in str(record.facts) for record in caplog.records)
 
 
 async def test_the_description_names_every_endpoint(tmp_path):

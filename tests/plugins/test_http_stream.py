@@ -141,6 +141,24 @@ async def test_a_client_that_goes_is_let_go(tmp_path):
                 await trio.testing.wait_all_tasks_blocked()
 
 
+async def test_a_client_that_breaks_off_is_no_error(tmp_path, caplog):
+    async with running(tmp_path, blocking(100_000)) as rig:
+        await rig.create(session_id="s", **TRADED)
+        raw = await rig.raw(STREAM % b"?when_full=block", receive_buffer=4096)
+        await raw.receive_some(1000)
+        await rig.ask("POST", "/api/replay/s/resume")
+        session = rig.sessions.get("s")
+        while not session.status()["waiting_for"]:
+            await trio.testing.wait_all_tasks_blocked()
+        raw.socket.close()  # with much unread, which TCP tells by a reset
+        with trio.fail_after(20):
+            while session.status()["status"] != "finished":
+                await trio.testing.wait_all_tasks_blocked()
+            while rig.sink.connections > 1:
+                await trio.testing.wait_all_tasks_blocked()
+        assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_slow_client_holds_the_session_up_and_gets_everything(tmp_path, mock_clock):
     async with running(tmp_path, blocking(100_000)) as rig:
         await rig.create(session_id="s", **TRADED)
