@@ -151,13 +151,11 @@ def _forming_pieces(ticks: Ticks) -> Iterator[_Piece]:
 
     Its release cannot be told from its opening, as that of others can.
     """
-    still = [
-        at for at, s in enumerate(ticks.series) if isinstance(s, DerivedSeries) if not s.closed
-    ]
-    if still:
+    still = [isinstance(one, DerivedSeries) and not one.closed for one in ticks.series]
+    if any(still):
         releases = Moments(ticks.ts_release)
         number = Slot(releases.milliseconds_text(), releases.put_milliseconds)
-        yield _optional(b',"as_of":', number, np.flatnonzero(~np.isin(ticks.rank, still)))
+        yield _optional(b',"as_of":', number, np.flatnonzero(~np.array(still)[ticks.rank]))
 
 
 def _csv_pieces(ticks: Ticks) -> Iterator[_Piece]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import trio
@@ -13,7 +13,9 @@ from derive_model import FIELDS, derive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tardisd.backfill.ledger import whole_candles
 from tardisd.errors import RequestError
+from tardisd.market.series import DataType
 from tardisd.market.time import MILLISECOND, SECOND
 from tardisd.plugins.sessions import Notice
 from tardisd.testing.engine import run_engine
@@ -88,9 +90,15 @@ def told(listener, epoch):
 @st.composite
 def plays(draw):
     case = draw(cases())
+    derive = [case.series]
+    if draw(st.booleans()):  # another one, of the same source
+        interval = case.series.data_type.interval
+        name = DataType.parse(f"candle_{interval.count * 2}{interval.unit}")
+        if whole_candles(case.span, name.interval) is not None:
+            derive.append(replace(case.series, data_type=name))
     return case, {
         "series": [case.source] if draw(st.booleans()) else [],
-        "derive": (case.series,),
+        "derive": tuple(derive),
         "forming": draw(st.booleans()),
         "publish_delay": draw(st.sampled_from([0, 0, 1, 700 * MILLISECOND, 90 * SECOND])),
     }
@@ -229,15 +237,14 @@ def check_suffix(reference, found, target, case, options):
             gaps[item[2:]] = item[1:]
         else:
             state[item[2], item[3]] = item
-    closed = state.get((case.series.text, True))
-    forming = state.get((case.series.text, False))
-    interval = case.series.data_type.interval
-    if forming and interval.close(forming[4]) + options["publish_delay"] < target:
-        del state[case.series.text, False]  # of an interval that is over
+    for series in options["derive"]:
+        forming = state.get((series.text, False))
+        close = series.data_type.interval.close
+        if forming and close(forming[4]) + options["publish_delay"] < target:
+            del state[series.text, False]  # of an interval that is over
     assert {(row_key(row), row["timestamp"]) for row in found.snapshot or []} == {
         ((text, whole), item[4] // MILLISECOND) for (text, whole), item in state.items()
     }
-    assert closed is None or closed in state.values()
     open_gaps = [gap for gap in gaps.values() if gap[3] * MILLISECOND > target]
     assert sorted(gap[1:3] for gap in found.gaps if gap[3] * MILLISECOND > target) == sorted(
         gap[1:3] for gap in open_gaps
