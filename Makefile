@@ -30,13 +30,17 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benches/startup.py
 	$(BIN)/python benches/replay.py
+	$(BIN)/python benches/delivery.py
+	$(BIN)/python benches/fanout.py
+	$(BIN)/python benches/pacing.py
+	$(BIN)/python benches/scale.py
 	$(BIN)/python benches/http_stream.py
 	$(BIN)/python benches/backfill.py
 	$(BIN)/python benches/redis.py
 	$(BIN)/python benches/webhook.py
 
 clean:
-	rm -rf $(VENV) build dist benches/node_modules benches/results benches/count benches/count_http
+	rm -rf $(VENV) build dist benches/node_modules benches/results benches/count benches/count_http benches/crowd
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

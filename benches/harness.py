@@ -103,6 +103,14 @@ def peak_memory(pid: int) -> int:
     return peak * 1024 + sum(peak_memory(int(child)) for child in children)
 
 
+def memory(pid: int) -> int:
+    """Return the resident memory (bytes) of a process now."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * next(
+        int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")
+    )
+
+
 def cpu_seconds(pid: int) -> float:
     """Return the processor time (seconds) that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -81,7 +81,7 @@ def prepare(rows: int) -> tuple[Path, dict[str, int]]:
         print(f"storing {len(STORED) * rows:,} trades in {folder} (once) …", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         (plugin,) = tardisd_sqlite.tardisd_storages()
-        context = Context("main", folder, _NoSessions())
+        context = Context("main", folder, NoSessions())
         stored, size = trio.run(fill, plugin(plugin.Options(), context), rows)
         on_disk = sum(path.stat().st_size for path in folder.glob("tardisd.sqlite*"))
         sizes = {"rows": stored, "chunk_bytes": size, "file_bytes": on_disk}
@@ -89,7 +89,7 @@ def prepare(rows: int) -> tuple[Path, dict[str, int]]:
     return folder, json.loads((folder / "sizes.json").read_text())
 
 
-class _NoSessions:
+class NoSessions:
     """Stands where the storage asks for sessions, which it never does."""
 
     def __getattr__(self, name: str) -> Sessions:

@@ -13,9 +13,10 @@ import trio
 
 from tardisd.plugins.requests import Delivery
 from tardisd.plugins.sessions import Block, Evicted, Notice, Rows, Session, Subscription
-from tardisd_websocket.stream import PIECE_BYTES, FrameStream, text_frame
+from tardisd_websocket.stream import PIECE_BYTES, FrameStream, frame_header, text_frame
 
 MAX_TICKS = 1000  # in one `ticks` message
+Parts = tuple[bytes | memoryview, ...]
 
 
 def notice_frame(session_id: str, notice: Notice) -> bytes:
@@ -40,15 +41,18 @@ def pieces(rows: Rows, most: int) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def tick_frames(block: Block) -> Iterator[tuple[int, memoryview]]:
+def tick_frames(block: Block) -> Iterator[tuple[int, Parts]]:
     """Return a block as `tick` messages: (last seq, whole frames), piece by piece."""
     rows = block.encode("tick")
     for first, last in pieces(rows, len(rows)):
-        yield block.first_seq + last - 1, rows.bytes(first, last)
+        yield block.first_seq + last - 1, (rows.bytes(first, last),)
 
 
-def ticks_frames(block: Block) -> Iterator[tuple[int, bytes]]:
-    """Return a block as `ticks` messages: (last seq, the frame of one message)."""
+def ticks_frames(block: Block) -> Iterator[tuple[int, Parts]]:
+    """Return a block as `ticks` messages: (last seq, the frame of one message).
+
+    The rows are not copied: all followers send the same bytes.
+    """
     rows = block.encode("batch")
     session_id = msgspec.json.encode(block.session_id)
     for first, last in pieces(rows, MAX_TICKS):
@@ -57,9 +61,9 @@ def ticks_frames(block: Block) -> Iterator[tuple[int, bytes]]:
             block.epoch,
             block.first_seq + first,
         )
-        # Each row ends in a comma; the last one has to go.
-        frame = text_frame(head, rows.bytes(first, last)[:-1], b"]}")
-        yield block.first_seq + last - 1, frame
+        data = rows.bytes(first, last)[:-1]  # each row ends in a comma; the last one has to go
+        head = frame_header(len(head) + len(data) + 2) + head
+        yield block.first_seq + last - 1, (head, data, b"]}")
 
 
 class Follower:
@@ -77,7 +81,7 @@ class Follower:
         self.sending = False
         self.evicted = False
         self.done = trio.Event()
-        self._encode: Callable[[Block], Iterator[tuple[int, bytes | memoryview]]] = (
+        self._encode: Callable[[Block], Iterator[tuple[int, Parts]]] = (
             ticks_frames if delivery == "batch" else tick_frames
         )
         self._frames = frames
@@ -119,13 +123,13 @@ class Follower:
             self._epoch = item.fields.get("epoch", self._epoch)
             self._seq = item.fields.get("seq", self._seq)
             return
-        for seq, frames in self._encode(item):
+        for seq, parts in self._encode(item):
             if self._leaving:
                 return
-            await self._send(frames)
+            await self._send(*parts)
             self._epoch, self._seq = item.epoch, seq
 
-    async def _send(self, frames: bytes | memoryview) -> None:
+    async def _send(self, *parts: bytes | memoryview) -> None:
         self.sending = True
-        await self._frames.send(frames)
+        await self._frames.send(*parts)
         self.sending = False

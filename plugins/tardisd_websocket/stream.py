@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import deque
 from collections.abc import Callable
 
 import trio
@@ -67,8 +68,8 @@ class FrameStream(trio.abc.Stream):
         self.heard_at = trio.current_time()
         self.sent_since_heard = 0
 
-    async def send(self, frames: bytes | memoryview) -> None:
-        """Write whole frames; raises ClosedResourceError after a close frame has gone out.
+    async def send(self, *parts: bytes | memoryview) -> None:
+        """Write whole frames, given in parts; raises ClosedResourceError after a close frame.
 
         It is no checkpoint each time, only now and then.
         """
@@ -79,10 +80,10 @@ class FrameStream(trio.abc.Stream):
         try:
             if self._closing:
                 raise trio.ClosedResourceError("the WebSocket is closing")
-            await self._write(frames)
+            await self._write(*parts)
         finally:
             self._lock.release()
-        self._turn_bytes += len(frames)
+        self._turn_bytes += sum(map(len, parts))
         self._turn_writes += 1
         if self._turn_bytes >= TURN_BYTES or self._turn_writes >= TURN_WRITES:
             self._turn_bytes, self._turn_writes = 0, 0
@@ -97,28 +98,37 @@ class FrameStream(trio.abc.Stream):
                 self._closing = True  # nothing may follow a close frame
             await self._write(data)
 
-    async def _write(self, data: bytes | bytearray | memoryview) -> None:
+    async def _write(self, *parts: bytes | bytearray | memoryview) -> None:
         if self.broken:
             raise trio.BrokenResourceError("an earlier write was cut short")
         self.broken = True
         if isinstance(self._transport, trio.SocketStream):
-            await self._write_directly(self._transport.socket, memoryview(data))
+            await self._write_directly(
+                self._transport.socket, deque(memoryview(part) for part in parts)
+            )
         else:
-            await self._transport.send_all(data)
+            await self._transport.send_all(b"".join(parts))
         self.broken = False
-        self.sent_since_heard += len(data)
+        self.sent_since_heard += sum(map(len, parts))
 
-    async def _write_directly(self, socket_: trio.socket.SocketType, data: memoryview) -> None:
-        while data:
+    async def _write_directly(
+        self, socket_: trio.socket.SocketType, parts: deque[memoryview]
+    ) -> None:
+        while parts:
             descriptor = socket_.fileno()
             if descriptor < 0:
                 raise trio.ClosedResourceError("the connection was closed")
             try:
-                data = data[os.write(descriptor, data) :]
+                sent = os.writev(descriptor, parts)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(socket_)
+                continue
             except OSError as error:
                 raise trio.BrokenResourceError(f"cannot write: {error}") from error
+            while parts and sent >= len(parts[0]):
+                sent -= len(parts.popleft())
+            if sent:
+                parts[0] = parts[0][sent:]
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until a write would likely go through at once."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from tardisd.market.decimals import Bools, Decimals, Ints
 from tardisd.market.series import Series
 
 Order = NDArray[np.intp]
+_Column = TypeVar("_Column", Ints, Sides)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,20 +43,22 @@ class Parts:
         )
 
     @classmethod
-    def concat(cls, columns: Sequence[Decimals | None], lengths: Sequence[int]) -> Parts:
-        """Return the columns one after another at a common scale; None is wholly absent."""
+    def concat(cls, columns: Sequence[Decimals | None], rows: Sequence[slice]) -> Parts:
+        """Return rows of the columns one after another at a common scale; None is wholly absent."""
         first = columns[0]
         if first is not None and all(_alike(first, column) for column in columns):
-            mantissas = _join([column.mantissa for column in columns if column is not None])
-            whole, rest = Decimals(mantissas, first.scale).parts(first.scale)
+            mantissas = [c.mantissa[at] for c, at in zip(columns, rows, strict=True) if c]
+            whole, rest = Decimals(_join(mantissas), first.scale).parts(first.scale)
             return cls(whole, rest if first.scale else None, first.scale, None)
-        scale = max((column.needed_scale for column in columns if column is not None), default=0)
-        whole = np.zeros(sum(lengths), np.int64)
-        fraction = np.zeros(sum(lengths), np.int64) if scale else None
+        cut = [column and column[at] for column, at in zip(columns, rows, strict=True)]
+        scale = max((column.needed_scale for column in cut if column is not None), default=0)
+        total = sum(at.stop - at.start for at in rows)
+        whole = np.zeros(total, np.int64)
+        fraction = np.zeros(total, np.int64) if scale else None
         present: Bools | None = None
         start = 0
-        for column, length in zip(columns, lengths, strict=True):
-            end = start + length
+        for column, at in zip(cut, rows, strict=True):
+            end = start + at.stop - at.start
             if column is None or column.present is not None:
                 if present is None:
                     present = np.ones(len(whole), np.bool_)
@@ -66,6 +70,18 @@ class Parts:
                     whole[start:end], fraction[start:end] = column.parts(scale)
             start = end
         return cls(whole, fraction, scale, present)
+
+
+class Rows(NamedTuple):
+    """The rows `first <= i < last` of a batch, and the times (ns) at which its rows are released.
+
+    Nothing is cut before the columns are joined: with many series the cutting would cost the most.
+    """
+
+    batch: Batch
+    release: Ints
+    first: int
+    last: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +119,13 @@ class Ticks:
 
         `series` is the table that ranks refer to; without it, it is made of the batches.
         """
+        pairs = zip(batches, releases, strict=True)
+        return cls.gather([Rows(batch, release, 0, len(batch)) for batch, release in pairs], series)
+
+    @classmethod
+    def gather(cls, parts: Sequence[Rows], series: tuple[Series, ...] | None = None) -> Ticks:
+        """Return parts of batches as `concat` does whole ones."""
+        batches = [part.batch for part in parts]
         table = series or tuple(batch.series for batch in batches)
         # Comparing series is slow; those of a session are nearly always the table's own objects.
         places = {id(one): rank for rank, one in enumerate(table)}
@@ -111,33 +134,36 @@ class Ticks:
             for batch in batches
         ]
         schema = batches[0].schema
-        lengths = [len(batch) for batch in batches]
-        ids = [batch.ids for batch in batches if batch.ids is not None]
+        rows = [slice(part.first, part.last) for part in parts]
+        lengths = [part.last - part.first for part in parts]
+        pairs = list(zip(batches, rows, strict=True))
+        ids = [batch.ids[at] for batch, at in pairs if batch.ids is not None]
         if ids and len(ids) < len(batches):
-            empty = [np.zeros(n, "S1") for n in lengths]
             ids = [
-                blank if batch.ids is None else batch.ids.astype(np.bytes_)
-                for batch, blank in zip(batches, empty, strict=True)
+                np.zeros(n, "S1") if batch.ids is None else batch.ids[at].astype(np.bytes_)
+                for (batch, at), n in zip(pairs, lengths, strict=True)
             ]
-        sides = [
-            np.full(len(batch), NO_SIDE, np.uint8) if batch.sides is None else batch.sides
-            for batch in batches
-        ]
-        events = _join([batch.ts_event for batch in batches])
-        instants = all(r is b.ts_event for r, b in zip(releases, batches, strict=True))
+        sides: list[Sides] = []
+        if schema.has_side:
+            sides = [
+                np.full(n, NO_SIDE, np.uint8) if batch.sides is None else batch.sides[at]
+                for (batch, at), n in zip(pairs, lengths, strict=True)
+            ]
+        events = _join([batch.ts_event[at] for batch, at in pairs])
+        instants = all(part.release is part.batch.ts_event for part in parts)
         return cls(
             schema,
             table,
             np.repeat(np.array(ranks, np.intp), lengths),
             events,
-            events if instants else _join(list(releases)),
+            events if instants else _join([part.release[part.first : part.last] for part in parts]),
             {
-                name: Parts.concat([batch.fields.get(name) for batch in batches], lengths)
+                name: Parts.concat([batch.fields.get(name) for batch in batches], rows)
                 for name in schema.fields
                 if name not in schema.optional or any(name in batch.fields for batch in batches)
             },
             concat_ids(ids) if ids else None,
-            np.concatenate(sides) if schema.has_side else None,
+            _join(sides) if schema.has_side else None,
         )
 
     @classmethod
@@ -191,5 +217,5 @@ def _alike(first: Decimals, other: Decimals | None) -> bool:
     return first.fraction is None and first.present is None and other.scale == first.scale
 
 
-def _join(columns: list[Ints]) -> Ints:
+def _join(columns: list[_Column]) -> _Column:
     return columns[0] if len(columns) == 1 else np.concatenate(columns)

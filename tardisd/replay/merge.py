@@ -7,6 +7,7 @@ Within a window: concatenate by series in their order, then one stable sort by r
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from tardisd.market.columns import Batch
 from tardisd.market.decimals import Ints
 from tardisd.market.series import GAP_CLASS, KINDS, Series
 from tardisd.market.span import Coverage, Gap, Span
-from tardisd.market.ticks import Order, Ticks
+from tardisd.market.ticks import Order, Rows, Ticks
 
 BLOCK_TICKS = 4096
+_FOREVER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Track:
         self.delivered = True
         self.marks: list[Mark] = []
         self.open = True
+        #: Release time (ns) of the last row that was read and not taken; None when there is none.
+        self.last: int | None = None
         self._waiting: deque[tuple[Batch, Ints]] = deque()
         self._taken = 0  # rows of the first one that waits
         self._span, self._coverage, self._causes, self._delay = span, coverage, causes, delay
@@ -102,6 +106,7 @@ class Track:
         """Take rows with the times (ns, ascending) at which they are released."""
         if len(batch):
             self._waiting.append((batch, release))
+            self.last = int(release[-1])
 
     def finish(self) -> None:
         """Take note that nothing more comes."""
@@ -121,35 +126,41 @@ class Track:
         delay = self._delay if self._scanner is not None else 0
         self.marks += [Mark(gap.span.start + delay, self.series, gap) for gap in gaps]
 
-    @property
-    def last(self) -> int | None:
-        """Release time of the last row that was read and not taken, or None when there is none."""
-        return int(self._waiting[-1][1][-1]) if self._waiting else None
-
     def ready(self, bound: int) -> int:
         """Return how many rows there are that are released before `bound`."""
         count = -self._taken
-        for batch, release in self._waiting:
+        for _, release in self._waiting:
             if int(release[-1]) >= bound:
                 return count + int(release.searchsorted(bound, "left"))
-            count += len(batch)
+            count += len(release)
         return count
 
-    def take(self, bound: int | None) -> list[tuple[Batch, Ints]]:
-        """Return and drop the rows released before `bound` (None: all), with their release."""
+    def after(self, count: int) -> int:
+        """Return when the row is released (ns) that comes after so many, of those that wait."""
+        count += self._taken
+        for _, release in self._waiting:
+            if count < len(release):
+                break
+            count -= len(release)
+        return int(release[count])
+
+    def take(self, bound: int | None) -> list[Rows]:
+        """Return and drop the rows released before `bound` (None: all)."""
         taken = []
         while self._waiting:
             batch, release = self._waiting[0]
-            start, upto = self._taken, len(batch)
+            start, upto = self._taken, len(release)
             if bound is not None and int(release[-1]) >= bound:
                 upto = int(release.searchsorted(bound, "left"))
             if start < upto:
-                taken.append(_rows(batch, release, start, upto))
-            if upto < len(batch):
+                taken.append(Rows(batch, release, start, upto))
+            if upto < len(release):
                 self._taken = upto
                 break
             self._taken = 0
             self._waiting.popleft()
+        if not self._waiting:
+            self.last = None
         return taken
 
     def take_marks(self, bound: int | None) -> list[Mark]:
@@ -157,13 +168,6 @@ class Track:
         due = [mark for mark in self.marks if bound is None or mark.ts_release < bound]
         self.marks = [mark for mark in self.marks if bound is not None and mark.ts_release >= bound]
         return due
-
-
-def _rows(batch: Batch, release: Ints, first: int, last: int) -> tuple[Batch, Ints]:
-    if last - first == len(batch):
-        return batch, release
-    part = batch[first:last]
-    return part, part.ts_event if release is batch.ts_event else release[first:last]
 
 
 class Window:
@@ -224,6 +228,10 @@ class Window:
             ticks = self._kinds[0].take(slice(first, last) if order is None else order[first:last])
             return Piece([ticks], [(0, 0, last - first)], release)
         places = np.arange(first, last) if order is None else order[first:last]
+        kind = bisect_right(self._starts, int(places.min())) - 1
+        if int(places.max()) < self._starts[kind + 1]:  # as in most blocks, candles being few
+            ticks = self._kinds[kind].take(places - self._starts[kind])
+            return Piece([ticks], [(0, 0, last - first)], release)
         which = np.searchsorted(self._starts, places, "right") - 1
         kinds: list[Ticks] = []
         number: dict[int, int] = {}
@@ -296,17 +304,35 @@ class Merger:
         Each window costs the same overhead, so those that end it early are fed until it has
         `window_ticks`, or until there is no more.
         """
-        lasts = {track: track.last for track in self.tracks if track.open}
-        starving = [t for t, last in lasts.items() if last is None or last == self._bound]
-        if starving or not lasts:
+        still_open = [track for track in self.tracks if track.open]
+        starving = [t for t in still_open if t.last is None or t.last == self._bound]
+        if starving or not still_open or not self.window_ticks:
             return starving
-        bound = min(last for last in lasts.values() if last is not None)
+        bound = min(track.last for track in still_open if track.last is not None)
+        if self._enough(bound):
+            return []
+        return [track for track in still_open if track.last == bound]
+
+    def _enough(self, bound: int) -> bool:
         rows = 0
-        for track in self.tracks:
+        for track in reversed(self.tracks):  # candles, of which there are few, come first
             rows += track.ready(bound)
             if rows >= self.window_ticks:
-                return []
-        return [track for track, last in lasts.items() if last == bound]
+                return True
+        return False
+
+    def _nearer(self, bound: int | None) -> int | None:
+        """Return a bound that cuts off what would make the window much too long for the cache."""
+        most = 4 * max(self.window_ticks, BLOCK_TICKS)
+        end = _FOREVER if bound is None else bound
+        ready = [track.ready(end) if track.delivered else 0 for track in self.tracks]
+        rows = sum(ready)
+        if rows <= most:
+            return bound
+        largest = max(range(len(ready)), key=ready.__getitem__)
+        nearer = self.tracks[largest].after(ready[largest] * most // (2 * rows))
+        # The rows of one instant stay together, and there must be some before it.
+        return nearer if self.tracks[largest].ready(nearer) else bound
 
     def feed(self, track: Track, batch: Batch) -> None:
         """Give a track its next batch."""
@@ -317,15 +343,14 @@ class Merger:
         for track in self.tracks:
             track.absorb()
         lasts = [track.last for track in self.tracks if track.open and track.last is not None]
-        self._bound = min(lasts) if lasts else None
+        self._bound = self._nearer(min(lasts) if lasts else None)
         kinds: list[Ticks] = []
         marks: list[Mark] = []
         parts = [part for track in self.tracks for part in track.take(self._bound)]
         for kind, table in self._tables.items():
-            mine = [part for part in parts if part[0].series.data_type.kind == kind]
+            mine = [part for part in parts if part.batch.series.data_type.kind == kind]
             if mine:
-                batches, releases = [part[0] for part in mine], [part[1] for part in mine]
-                kinds.append(Ticks.concat(batches, releases, table))
+                kinds.append(Ticks.gather(mine, table))
         for track in self.tracks:
             marks += track.take_marks(self._bound)
         return Window(kinds, marks)

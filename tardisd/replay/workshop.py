@@ -14,6 +14,7 @@ from tardisd.market.columns import Batch
 from tardisd.market.decimals import Ints
 from tardisd.market.series import DerivedSeries, Series
 from tardisd.market.span import Coverage, Gap, Span
+from tardisd.market.ticks import Rows
 from tardisd.replay.derivation import Derivation, Resumption
 from tardisd.replay.derive import Built
 from tardisd.replay.merge import Mark, Track
@@ -44,25 +45,24 @@ class SilentTrack(Track):
     def __init__(self, series: Series, delay: int) -> None:
         super().__init__(series, _NOTHING, Coverage(), (), delay)
         self.delivered = False
-        self._seen: int | None = None
         self._rows = 0
 
     def put(self, batch: Batch, release: Ints) -> None:
         """Take note of how far the source is."""
         if len(batch):
-            self._seen = int(release[-1])
+            self.last = int(release[-1])
             self._rows += len(batch)
 
-    @property
-    def last(self) -> int | None:
-        """Release time of the last row that was read, or None when there is no more."""
-        return self._seen if self.open else None
+    def finish(self) -> None:
+        """Take note that nothing more comes: no row waits here."""
+        super().finish()
+        self.last = None
 
     def ready(self, bound: int) -> int:
         """Return how many rows were read since the last window: they cost as much as others."""
         return self._rows
 
-    def take(self, bound: int | None) -> list[tuple[Batch, Ints]]:
+    def take(self, bound: int | None) -> list[Rows]:
         """Return nothing: what was read is with those who build of it."""
         self._rows = 0
         return []

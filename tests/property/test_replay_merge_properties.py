@@ -189,6 +189,17 @@ def test_cutting_changes_nothing(case, data):
     assert final_hash(other) == final_hash(stream)
 
 
+def test_what_would_be_too_long_a_window_is_cut():
+    trades = [series for series in POOL if series.data_type.kind == "trade"]
+    times = np.sort(np.random.default_rng(3).integers(START, START + MINUTE, 30_000) // 1000 * 1000)
+    whole = [batch_of(series, times) for series in trades]
+    cut = [batch[at : at + 999] for batch in whole for at in range(0, len(batch), 999)]
+    assert final_hash(make_stream(whole)) == final_hash(make_stream(cut))
+    at_once = [batch_of(series, np.full(30_000, START)) for series in trades]
+    cut = [batch[at : at + 999] for batch in at_once for at in range(0, len(batch), 999)]
+    assert final_hash(make_stream(at_once)) == final_hash(make_stream(cut))
+
+
 def test_windows_too_long_for_packed_sorting_have_the_same_order():
     times = [START, START + 1, START + 2**62, START + 2**62]
     pair = POOL[-2:]
