@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from hashlib import blake2b
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
-from http_rig import BTC, CANDLE_COUNT, START, TRADE_COUNT, TRADES, gone, running, status_of
+from http_rig import BTC, CANDLE_COUNT, DAY, START, TRADE_COUNT, TRADES, gone, running, status_of
 
 from tardisd.market.time import HOUR
 from tardisd.plugins.sessions import SessionRequest
@@ -17,6 +20,7 @@ from tardisd.replay.session import ReplaySession
 from tardisd.replay.timeline import Tuning
 from tardisd_http import made, server, stream
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "verify_hash.py"
 STREAM = b"GET /api/replay/s/stream%b HTTP/1.1\r\nHost: localhost\r\n\r\n"
 TRADED = {"symbol": "BTC/USDT", "exchange": "binance", "data_type": "trade"}
 
@@ -65,6 +69,22 @@ async def test_all_of_a_session(tmp_path):
         again = await rig.everything_again("s")
         assert [line["type"] for line in again] == ["subscribed", "end"]
         assert again[1] == end
+
+
+async def test_the_lines_have_the_hash_that_the_end_tells(tmp_path):
+    spec = importlib.util.spec_from_file_location("verify_hash", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    async with running(tmp_path) as rig:
+        series = ["binance:BTC/USDT@trade", "binance:BTC/USDT@candle_1m"]
+        asked = {"series": series, **DAY, "speed": "max", "start_paused": True, "session_id": "s"}
+        await rig.ask("POST", "/api/replay/create", asked, 201)
+        lines = await rig.everything("s")
+        digest = blake2b(digest_size=32)
+        for line in lines:
+            if "channel" in line:
+                digest.update(example.record(line["channel"], line))
+        assert digest.hexdigest() == lines[-1]["hash"]
 
 
 async def test_two_streams_of_one_session_are_alike(tmp_path):
