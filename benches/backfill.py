@@ -3,8 +3,10 @@
 First answers and files are read on one core, to checked exact pages: rows per second of processor
 time, and peak memory. Then a daemon backfills candles from Binance on loopback, over REST and from
 its archives, and a plain loop of ccxt's `fetch_ohlcv` puts the same into SQLite rows: same pages,
-limits off on both sides, rows per second on the clock. Medians of interleaved runs. It asserts
-nothing about time; it does check that every row came. ccxt is installed on first use.
+limits off on both sides, rows per second on the clock; once with no distance between, where
+processors decide, and once with the distance of real venues, where waiting does. Medians of
+interleaved runs. It asserts nothing about time; it does check that every row came. ccxt is installed
+on first use.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from tardisd.market.span import Span
 from tardisd.market.time import DAY, MILLISECOND, MINUTE, format_time, parse_time
 from tardisd.testing.ticks import random_candles, random_trades
 from tardisd.testing.venues.binance import BinanceVenue
+from tardisd.testing.venues.faults import Stall
 from tardisd.venue.budget import Limit
 from tardisd_binance import rows
 
@@ -176,22 +179,23 @@ def measure(label: str, folder: Path, count: int) -> tuple[float, int]:
     return count / float(found[1]), int(found[2])
 
 
-async def serve_venue(count: int) -> None:
-    """Be Binance on loopback, with limits that nobody reaches; print its URLs."""
+async def serve_venue(count: int, away_secs: float) -> None:
+    """Be Binance, as far away as told, with limits that nobody reaches; print its URLs."""
     other = Series.parse("binance:ETH/USDT@candle_1m")
     batch = random_candles(CANDLES, count, START)
     data = {CANDLES: batch, other: random_candles(other, 10, START)}
     limits = {"rest weight": Limit("rest weight", 10**9, 60, aligned=True)}
     clock = START + count * MINUTE + 10 * DAY
-    async with BinanceVenue(data, limits=limits, clock=clock).serve() as venue:
+    far = [Stall(secs=away_secs, times=None)] if away_secs else []
+    async with BinanceVenue(data, limits=limits, clock=clock, faults=far).serve() as venue:
         print(json.dumps(venue.urls), flush=True)
         await trio.sleep_forever()
 
 
 @contextmanager
-def venue_of(count: int) -> Iterator[dict[str, str]]:
+def venue_of(count: int, away_secs: float = 0.0) -> Iterator[dict[str, str]]:
     """Run the venue in a process of its own; yield its URLs."""
-    command = [sys.executable, Path(__file__), "--venue", "--candles", str(count)]
+    command = [sys.executable, Path(__file__), "--venue", str(away_secs), "--candles", str(count)]
     with harness.running(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         yield json.loads(child.stdout.readline())
@@ -274,8 +278,9 @@ def measure_ccxt(url: str, count: int) -> tuple[float, int]:
     return float(told[0]), int(told[2])
 
 
-def measure_jobs(count: int, runs: int) -> dict[str, float]:
+def measure_jobs(count: int, runs: int, away_secs: float) -> dict[str, float]:
     """Backfill in turn with tardisd and with ccxt; return the medians."""
+    place = f", {1000 * away_secs:g} ms away" if away_secs else ""
     if importlib.util.find_spec("ccxt") is None:
         print("installing ccxt, the baseline, beside tardisd (only for this bench, and only now)")
         subprocess.run([sys.executable, "-m", "pip", "install", "-qq", "ccxt"], check=True)
@@ -286,20 +291,20 @@ def measure_jobs(count: int, runs: int) -> dict[str, float]:
     }
     rates: dict[str, list[float]] = {label: [] for label in sides}
     results: dict[str, float] = {}
-    with venue_of(count) as urls:
+    with venue_of(count, away_secs) as urls:
         run_tardisd("prefer", urls, count)  # the venue prints its rows when first asked for them
         measure_ccxt(urls["rest"], count)
         for _ in range(runs):
             for label, side in sides.items():
                 seconds, peak = side(urls)
                 rates[label].append(count / seconds)
-                results[f"{label}, peak MiB"] = peak / 2**20
+                results[f"{label}{place}, peak MiB"] = peak / 2**20
     medians = {label: statistics.median(found) for label, found in rates.items()}
     theirs = medians["job, ccxt into SQLite rows"]
     for label, median in medians.items():
-        results[f"{label}, rows/s"] = median
+        results[f"{label}{place}, rows/s"] = median
         if median != theirs:
-            results[f"{label}, times ccxt"] = median / theirs
+            results[f"{label}{place}, times ccxt"] = median / theirs
     return results
 
 
@@ -310,11 +315,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--candles", type=int, default=500_000, help="of a job")
-    parser.add_argument("--venue", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--venue", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--away-ms", type=float, default=100.0, help="how far away a far venue is")
+    parser.add_argument("--far-candles", type=int, default=200_000, help="of a far venue's job")
     parser.add_argument("--ccxt", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.venue:
-        trio.run(serve_venue, asked.candles)
+    if asked.venue is not None:
+        trio.run(serve_venue, asked.candles, asked.venue)
         return
     if asked.ccxt:
         run_ccxt(asked.ccxt[0], asked.candles, asked.ccxt[1])
@@ -339,7 +346,8 @@ def main() -> None:
                 results[f"{label}, peak MiB"] = peak / 2**20
     for label, found in rates.items():
         results[f"{label}, rows/s"] = statistics.median(found)
-    results |= measure_jobs(asked.candles, asked.runs)
+    results |= measure_jobs(asked.candles, asked.runs, 0.0)
+    results |= measure_jobs(asked.far_candles, asked.runs, asked.away_ms / 1000)
     for label, value in sorted(results.items()):
         shown = f"{value:,.1f}" if label.endswith("times ccxt") else f"{value:,.0f}"
         print(f"{label:<45} {shown:>12}")

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tardisd.market.series import SWAP, Series
 from tardisd.market.span import Span
 from tardisd.market.time import DAY, HOUR, SECOND
 from tardisd.plugins.format import FileFormat
+from tardisd.venue.ahead import Coming, helpers
 from tardisd.venue.client import Unreadable, VenueClient
 from tardisd.venue.download import Damaged, download, remove_download
 from tardisd.wall import wall_ns
@@ -130,6 +132,15 @@ class Plan:
         return not (gone and month.path in self._missing and month.span.end < self._now - _OLD)
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A file that comes, or has come, before it is opened."""
+
+    file: File
+    folder: Path
+    coming: Coming[str]
+
+
 class Archive:
     """The archive host, and the folder for what comes from it."""
 
@@ -140,18 +151,44 @@ class Archive:
         self._in_use: set[str] = set()
 
     @asynccontextmanager
-    async def opened(self, file: File, series: Series) -> AsyncIterator[tuple[Dump, str]]:
+    async def in_turn(self) -> AsyncIterator[Turn]:
+        """Open the files of one fetch in turn."""
+        turn = Turn(self)
+        try:
+            async with helpers() as turn.nursery:
+                yield turn
+        finally:
+            turn.release()
+
+    def ahead(self, file: File, nursery: trio.Nursery) -> Ahead:
+        """Have a file come; it must be opened, or its folder released."""
+        folder = self._folder / self._free_name(file)
+        self._in_use.add(folder.name)
+        coming = Coming(partial(self._fetch, file, folder / file.name))
+        nursery.start_soon(coming.run)
+        return Ahead(file, folder, coming)
+
+    def release(self, ahead: Ahead) -> None:
+        """Let a later fetch have what has come of a file."""
+        self._in_use.discard(ahead.folder.name)
+
+    @asynccontextmanager
+    async def opened(
+        self, file: File, series: Series, ahead: Ahead | None = None
+    ) -> AsyncIterator[tuple[Dump, str]]:
         """Fetch, check and read a file; yield its rows and where they come from.
 
         Raises Missing when the host does not have it, DataError when it is damaged or wrong: then
         it has been put aside. What was downloaded is removed in the end.
         """
-        folder = self._folder / self._free_name(file)
+        folder = self._folder / self._free_name(file) if ahead is None else ahead.folder
         target = folder / file.name
         self._in_use.add(folder.name)
         try:
-            _make(folder)
-            sha256 = await self._fetch(file, target)
+            if ahead is None:
+                sha256 = await self._fetch(file, target)
+            else:
+                sha256 = await ahead.coming.outcome()
             try:
                 async with read_dump(target, series, self._formats, folder) as dump:
                     source = f"{self.client.base_url}{file.path} sha256:{sha256}"
@@ -167,6 +204,7 @@ class Archive:
 
     async def _fetch(self, file: File, target: Path) -> str:
         """Fetch a file, once more when its checksum is wrong; return its SHA-256."""
+        _make(target.parent)
         for attempt in range(2):
             expected = await self.client.read(f"{file.path}.CHECKSUM", None, _checksum, weight=0)
             if await trio.to_thread.run_sync(_digest, target) == expected:
@@ -224,6 +262,36 @@ class Archive:
 
 def _folder_of(file: File) -> str:
     return file.path.strip("/").replace("/", "_")
+
+
+class Turn:
+    """The files of one fetch, one after the other; each comes while the one before is read."""
+
+    nursery: trio.Nursery
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._next: Ahead | None = None
+
+    @asynccontextmanager
+    async def opened(
+        self, file: File, following: File | None, series: Series
+    ) -> AsyncIterator[tuple[Dump, str]]:
+        """Open a file as the archive does, and have the following one come meanwhile."""
+        ahead, self._next = self._next, None
+        if ahead is not None and ahead.file != file:
+            await ahead.coming.stop()
+            self._archive.release(ahead)
+            ahead = None
+        async with self._archive.opened(file, series, ahead) as found:
+            if following is not None:
+                self._next = self._archive.ahead(following, self.nursery)
+            yield found
+
+    def release(self) -> None:
+        """Leave what has come of the next file to a later fetch."""
+        if self._next is not None:
+            self._archive.release(self._next)
 
 
 def _checksum(body: bytes) -> str:

@@ -29,7 +29,7 @@ from tardisd.venue.client import Missing, Patience, VenueClient
 from tardisd.venue.lead import Lead
 from tardisd.wall import wall_ns
 
-from .archive import Archive, File, Plan
+from .archive import Archive, File, Plan, Turn
 from .candles import AT_ONCE, CandlePager, fill_holes
 from .formats import BinanceAggTrades, BinanceKlines, BinanceTrades
 from .judge import ARCHIVE_HINT, RestJudge, judge_archive
@@ -182,15 +182,21 @@ class Binance(Exchange[BinanceOptions]):
             raise RequestError(
                 "bad_request", f"{where} has no raw trades over REST; {ARCHIVE_HINT}"
             )
-        return self._stream(series, span)
+        return self._streaming(series, span)
+
+    @asynccontextmanager
+    async def _streaming(
+        self, series: Series, span: Span
+    ) -> AsyncIterator[trio.abc.ReceiveChannel[Page]]:
+        async with self._archive.in_turn() as turn, self._stream(series, span, turn) as pages:
+            yield pages
 
     @trio.as_safe_channel
-    async def _stream(self, series: Series, span: Span) -> AsyncGenerator[Page, None]:
+    async def _stream(self, series: Series, span: Span, turn: Turn) -> AsyncGenerator[Page, None]:
         now, began = await self._time_of(series.symbol.kind), trio.current_time()
         interval = series.data_type.interval
         end = now - SETTLE_NS
-        end = min(span.end, end if interval is None else interval.floor(end))
-        cursor = span.start
+        end, cursor = min(span.end, end if interval is None else interval.floor(end)), span.start
         if cursor >= end:
             return
         self._refuse_what_is_too_old(series, end, now)
@@ -217,7 +223,8 @@ class Binance(Exchange[BinanceOptions]):
                 cursor = stop
                 continue
             try:
-                async with self._archive.opened(file, series) as (dump, source):
+                following = self._file(plan, file.span.end, end)
+                async with turn.opened(file, following, series) as (dump, source):
                     if await self._agrees(series, await dump.last(_COMPARED_ROWS), file):
                         for piece in dump.pieces(Span(cursor, min(file.span.end, end))):
                             page = await self._filled(await dump.load(piece, source), series)

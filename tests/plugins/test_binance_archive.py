@@ -395,6 +395,38 @@ async def test_a_fetch_that_was_cut_short_leaves_the_file_for_the_next(tmp_path)
         assert list(downloads.iterdir()) == []
 
 
+async def test_the_next_file_comes_while_one_is_read(tmp_path):
+    import trio
+
+    wanted = span("03-16", "03-19")
+    venue = venue_of(AGGS, faults=[Refuse(match=r"03-18\.zip$", status=503, retry_after="0")])
+    downloads = tmp_path / "downloads" / "binance"
+    async with venue.serve(), plugin_at(venue, tmp_path) as plugin:
+        async with plugin.fetch(AGGS.series, wanted) as pages:
+            await pages.receive()
+            while not asked(venue, "03-17.zip"):
+                await trio.sleep(0.01)
+            assert not asked(venue, "03-18.zip"), "one ahead, and no more"
+        assert_same(await fetch_pages(plugin, AGGS.series, wanted), AGGS, wanted)
+        assert list(downloads.iterdir()) == []
+
+
+async def test_what_goes_wrong_ahead_is_told_in_its_turn(tmp_path):
+    gone = Refuse(match=r"2024-03-17\.zip", status=451, times=None)
+    venue = venue_of(SWAP_RAW, faults=[gone])
+    async with venue.serve(), plugin_at(venue, tmp_path) as plugin:
+        found = []
+
+        async def collect():
+            async with plugin.fetch(SWAP_RAW.series, span("03-16", "03-19")) as pages:
+                async for page in pages:
+                    found.append(page)
+
+        with pytest.raises(RequestError, match="451"):
+            await collect()
+    assert found[-1].span.end == at("03-17"), "the day before has been given"
+
+
 async def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "downloads").write_text("not a folder")
     with pytest.raises(PluginError, match=r"cannot keep downloads in .*check the data_dir"):
