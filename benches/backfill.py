@@ -5,8 +5,8 @@ time, and peak memory. Then a daemon backfills candles from Binance on loopback,
 its archives, and a plain loop of ccxt's `fetch_ohlcv` puts the same into SQLite rows: same pages,
 limits off on both sides, rows per second on the clock; once with no distance between, where
 processors decide, and once with the distance of real venues, where waiting does. Medians of
-interleaved runs. It asserts nothing about time; it does check that every row came. ccxt is installed
-on first use.
+interleaved runs. It asserts nothing about time; it does check that every row came. ccxt is
+installed on first use.
 """
 
 from __future__ import annotations
