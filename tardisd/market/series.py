@@ -196,6 +196,11 @@ class Series:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def is_forming(self) -> bool:
+        """Whether its candles are not finished yet."""
+        return False
+
     @cached_property
     def key(self) -> tuple[str, str, str, str]:
         """What it is stored under: (exchange, kind, venue id, data type)."""
@@ -220,9 +225,9 @@ class DerivedSeries(Series):
     closed: bool = True
 
     @property
-    def source_series(self) -> Series:
-        """The series that it is built from."""
-        return Series(self.exchange, self.symbol, self.source)
+    def is_forming(self) -> bool:
+        """Whether its candles are not finished yet."""
+        return not self.closed
 
 
 @dataclass(frozen=True, slots=True)

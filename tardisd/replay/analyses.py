@@ -52,7 +52,10 @@ class Analyses:
         return found
 
     def extend(self, window: Window) -> Window:
-        """Return the window with what is derived from its ticks."""
+        """Return the window with what is derived from its ticks.
+
+        Analyses see candles that are built, too, but none before it is finished.
+        """
         derived: list[Batch] = []
         for name, (analysis, consumes) in list(self.running.items()):
             batches = [
@@ -60,6 +63,7 @@ class Analyses:
                 for ticks in window.kinds
                 if ticks.kind in consumes
                 for batch, _ in ticks.batches()
+                if not batch.series.is_forming
             ]
             if not batches:
                 continue

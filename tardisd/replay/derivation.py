@@ -38,6 +38,10 @@ class Derivation:
         assert interval is not None
         return interval
 
+    def first_after(self, ts: int, delay: int) -> int:
+        """Return the open of the first candle that is released, closed, at `ts` or later."""
+        return self.interval.floor(ts - delay - 1)
+
     def builder(
         self,
         span: Span,
@@ -160,13 +164,11 @@ def _whole_ns(coverage: Coverage, interval: Interval, within: Span) -> int:
 class Resumption:
     """Where to read a source from when a session begins in the middle.
 
-    `start` is an open, `first` that of the first candle which is still to come. The last row of
-    the source before `start` is at `before`. `last` is the candle that was released last, where it
-    does not come of what is read.
+    `start` is an open. The last row of the source before it is at `before`. `last` is the candle
+    that was released last, where it does not come of what is read.
     """
 
     start: int
-    first: int
     before: int | None = None
     last: Batch | None = None
 
@@ -182,18 +184,18 @@ async def resume_at(
     interval, source = derivation.interval, derivation.source.series
     builder = derivation.builder(span)
     within = builder.within
-    first = min(max(interval.floor(before - delay - 1), within.start), within.end)
+    first = min(max(derivation.first_after(before, delay), within.start), within.end)
     row = await storage.last_before(source, first)
     if row is None or int(row.ts_event[0]) < within.start:
-        return Resumption(within.start, first)
+        return Resumption(within.start)
     start = interval.floor(int(row.ts_event[0]))
     uncovered = Coverage(gap.span for gap in builder.uncovered)
     if source.data_type.interval is None and start not in uncovered:
-        return Resumption(start, first)  # trades have no hidden holes: there is a candle of these
+        return Resumption(start)  # trades have no hidden holes: there is a candle of these
     last = await _last_closed(storage, derivation, span, first, uncovered)
     if last is not None and int(last.ts_event[0]) >= start:
         last = None
-    return Resumption(start, first, await _row_before(storage, source, start), last)
+    return Resumption(start, await _row_before(storage, source, start), last)
 
 
 async def _row_before(storage: Storage[Any], source: Series, ts: int) -> int | None:

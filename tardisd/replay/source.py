@@ -146,7 +146,7 @@ class Source:
 
         Analyses need to have seen what lies before it; then they are opened so much earlier.
         """
-        warmup = max((one.warmup for one in self.analyzers.values()), default=0)
+        at, warmup = begin, max((one.warmup for one in self.analyzers.values()), default=0)
         if begin is not None and warmup:
             begin = Position(max(self.span.start, begin.release - warmup))
         analyses = Analyses(self.session_id)
@@ -178,7 +178,7 @@ class Source:
                 channels[track.series] = channel
                 for derivation in self.derivations:
                     if derivation.source.series == track.series:
-                        workshop = await self._workshop(derivation, begin, span.start)
+                        workshop = await self._workshop(derivation, at, begin, span.start)
                         if more is not None:
                             workshop.take_in(more)
                         track.takers.append(workshop)
@@ -198,14 +198,18 @@ class Source:
         )
 
     async def _workshop(
-        self, derivation: Derivation, begin: Position | None, upto: int
+        self, derivation: Derivation, at: Position | None, begin: Position | None, upto: int
     ) -> Workshop:
-        """Return what builds a series; it has seen what it needs of its source before `upto`."""
+        """Return what builds a series; it has seen what it needs of its source before `upto`.
+
+        Candles that were still forming are told of from `at` on, finished ones from `begin` on.
+        """
         span, delay = self.span, self.publish_delay
+        shown = span.start if at is None else derivation.first_after(at.release, delay)
         if begin is None or begin.release <= span.start:
-            return Workshop(derivation, span, delay)
+            return Workshop(derivation, span, delay, shown)
         resumption = await resume_at(self.storage, derivation, span, begin.release, delay)
-        workshop = Workshop(derivation, span, delay, resumption)
+        workshop = Workshop(derivation, span, delay, shown, resumption)
         if resumption.start < upto:
             missed = Span(resumption.start, upto)
             async with self.storage.read(derivation.source.series, missed) as batches:

@@ -69,13 +69,17 @@ class SilentTrack(Track):
 
 
 class Workshop:
-    """Builds one derived series of a merge: its candles and gaps go to its tracks."""
+    """Builds one derived series of a merge: its candles and gaps go to its tracks.
+
+    Candles that open before `unfinished_from` are not shown while they form.
+    """
 
     def __init__(
         self,
         derivation: Derivation,
         span: Span,
         delay: int,
+        unfinished_from: int,
         resumption: Resumption | None = None,
     ) -> None:
         start = None if resumption is None else resumption.start
@@ -83,7 +87,7 @@ class Workshop:
         self._builder = derivation.builder(span, start, before, derivation.forming)
         self._delay = delay
         self._waiting: deque[Batch] = deque()
-        self._unfinished_from = 0 if resumption is None else resumption.first
+        self._unfinished_from = unfinished_from
         self.closed = BuiltTrack(derivation.series, delay, self)
         self.forming: BuiltTrack | None = None
         if derivation.forming:

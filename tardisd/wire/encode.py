@@ -151,7 +151,7 @@ def _forming_pieces(ticks: Ticks) -> Iterator[_Piece]:
 
     Its release cannot be told from its opening, as that of others can.
     """
-    still = [isinstance(one, DerivedSeries) and not one.closed for one in ticks.series]
+    still = [series.is_forming for series in ticks.series]
     if any(still):
         releases = Moments(ticks.ts_release)
         number = Slot(releases.milliseconds_text(), releases.put_milliseconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +243,44 @@ def test_one_that_follows_speaks_among_the_ticks():
     listener = play(Commenter, speed=60.0)
     assert [one.fields["content"] for one in listener.notices("analysis")] == ["20", "20", "20"]
     assert listener.end["reason"] == "finished"
+
+
+def test_candles_that_are_built_are_analysed_when_they_are_finished():
+    derive = (Series.parse("binance:BTC/USDT@candle_5m"),)
+    tables = {}
+
+    async def main(engine):
+        await fill(engine)
+        for to in (None, START + 31 * MINUTE, START + 31 * MINUTE + 1):
+            session = await engine.create(
+                [], SPAN, derive=derive, forming=True, analyzers=("a",), speed="max",
+                start_paused=to is not None,
+            )  # fmt: skip
+            listener = engine.listen(session)
+            session.begin()
+            if to is not None:
+                session.seek(to)
+                session.resume()
+            await listener.done.wait()
+            epoch = 1 if to is None else 2
+            blocks = [block for block in listener.blocks if block.epoch == epoch]
+            tables[to] = [tick for block in blocks for tick in ticks_of(block)]
+            if to is not None:
+                [snapshot] = listener.notices("snapshot")
+                found = json.loads(bytes(snapshot.fields["data"]))
+                forming = [row["timestamp"] for row in found if "closed" in row]
+                opened = [(START + 30 * MINUTE) // 10**6] if to % MINUTE else []
+                assert forming == opened
+
+    run_engine(main, analyzers={"a": make(MeanOfFive)}, limits=LIMITS)
+    whole = tables.pop(None)
+    derived = [tick for tick in whole if tick[1] == MEAN]
+    assert [release for release, _, _ in derived] == [
+        START + at * 5 * MINUTE for at in range(3, 13)
+    ]
+    for to, ticks in tables.items():
+        assert ticks == [tick for tick in whole if tick[0] >= to]
+
+
+class MeanOfFive(Mean):
+    warmup = 15 * MINUTE

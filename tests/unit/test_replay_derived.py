@@ -344,3 +344,35 @@ def test_calendar_months_and_weeks():
     assert weeks[0] == "2024-03-04"  # the first Monday
     assert {row["volume"] for row in found if row["channel"] == "candle_1w"} == {7}
     assert all(b["close_time"] >= a["close_time"] for a, b in pairwise(found))
+
+
+def test_a_durable_session_goes_on_with_its_candles(tmp_path):
+    state = tmp_path / "state.sqlite"
+    options = {"derive": (FIVES,), "forming": True}
+    kept = {}
+
+    async def first(engine):
+        await engine.store(trades([n * 7.5 for n in range(160)]), SPAN)
+        kept["storage"] = engine.storage
+        kept["whole"] = await engine.play([], SPAN, speed="max", **options)
+        session = await engine.create([], SPAN, speed=60.0, durable=True, session_id="d", **options)
+        listener = engine.listen(session)
+        session.begin()
+        await trio.sleep(8)
+        await engine.sessions.end_all()
+        await listener.done.wait()
+
+    run_engine(first, state=state)
+
+    async def second(engine):
+        session = engine.sessions.get("d")
+        assert session.status()["derive"] == [FIVES.text]
+        back = engine.listen_from(session, Resume(1, 40), "block")
+        session.resume()
+        await back.done.wait()
+        return back
+
+    back = run_engine(second, state=state, storage=kept["storage"])
+    assert back.seqs() == kept["whole"].seqs()[40:]
+    assert rows_without_time(back) == rows_without_time(kept["whole"])[40:]
+    assert back.end == kept["whole"].end
