@@ -26,6 +26,7 @@ PORTION_BYTES = 2**20
 _GZIP_LEVEL = 4
 _GZIP_WRAPPED = 31
 _ZSTD_LEVEL = 3
+_ZSTD_WINDOW = 2**17
 # A zstd frame ends with an empty block that says it is the last. It needs no state of the
 # compressor: a file can be ended in order even when its last portion could not be written.
 _LAST_BLOCK = b"\x01\x00\x00"
@@ -97,7 +98,8 @@ class PackedPart(Part):
         super().__init__(file, most_bytes)
         self._packing = packing
         self._portion = min(PORTION_BYTES, most_bytes or PORTION_BYTES)
-        self._raw = bytearray()
+        self._lines: list[bytes] = []
+        self._size = 0
         self._header = b""
         self._packed: bytes | None = None
         self._packer: _Packer | None = None
@@ -106,32 +108,33 @@ class PackedPart(Part):
     @property
     def buffered(self) -> int:
         """How many bytes of lines, and of what has been made of them, are only in memory."""
-        return len(self._raw) + len(self._packed or b"")
+        return self._size + len(self._packed or b"")
 
     def take(self, piece: Piece, start: int) -> int:
         """Gather lines; every now and then they are compressed and written."""
-        if self._packed is not None or len(self._raw) >= self._portion:
+        if self._packed is not None or self._size >= self._portion:
             self.flush()
-        room = None if self.most_bytes is None else self._portion - len(self._raw)
+        room = None if self.most_bytes is None else self._portion - self._size
         end = _lines_within(piece.lines, start, room)
         if end == start:
             end = _first_line(piece.lines, start)
         self._header = piece.header
-        self._raw += piece.lines[start:end]
+        self._lines.append(piece.lines[start:end])
+        self._size += end - start
         return end
 
     def flush(self) -> None:
         """Compress and append the lines gathered."""
-        if not self._raw:
+        if not self._lines:
             return
         if self._packed is None:
             header = b"" if self.file.length else self._header
-            self._packed = self._pack(header + bytes(self._raw))
+            self._packed = self._pack(b"".join([header, *self._lines]))
         size = self.file.length + len(self._packed) + len(self._end)
         if self.file.length and self.most_bytes is not None and size > self.most_bytes:
             raise Full
         _append(self.file, self._packed)
-        self._raw, self._packed, self._open = bytearray(), None, True
+        self._lines, self._size, self._packed, self._open = [], 0, None, True
 
     def close(self) -> None:
         """Write what is gathered, and end the frame."""
@@ -149,8 +152,9 @@ class PackedPart(Part):
     def successor(self, file: OutputFile) -> Part:
         """Return a part that has the lines which are not in this file."""
         following = PackedPart(file, self.most_bytes, self._packing)
-        following._raw, following._header = self._raw, self._header
-        self._raw, self._packed, self._packer = bytearray(), None, None
+        following._lines, following._size = self._lines, self._size
+        following._header = self._header
+        self._lines, self._size, self._packed, self._packer = [], 0, None, None
         return following
 
     @property
@@ -166,7 +170,12 @@ class PackedPart(Part):
         before = b""
         if self._packer is None:
             before = self._end if self._open else b""
-            self._packer = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compressobj()
+            # Tables for a window of 128 KiB: many files may be open, and lines of one kind need
+            # no more.
+            window = zstandard.ZstdCompressionParameters.from_level(
+                _ZSTD_LEVEL, source_size=_ZSTD_WINDOW, write_content_size=False
+            )
+            self._packer = zstandard.ZstdCompressor(compression_params=window).compressobj()
         packed = self._packer.compress(data)
         return before + packed + self._packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ from tardisd.log import Log
 from tardisd.plugins.base import Context, Options
 from tardisd.plugins.sessions import Block, Notice, Session
 from tardisd.plugins.sink import Sink, Writer
+from tardisd.supervise import attempt
 
 from .output import OutputFile, remove_leftovers
 from .parts import PackedPart, Packing, ParquetPart, Part, TextPart
@@ -143,7 +145,7 @@ class FileSink(Sink[FileOptions]):
         finally:
             for stream in list(self._unfinished):
                 try:
-                    await self._shielded(stream.complete)
+                    await self._complete(stream)
                 except OSError as error:
                     log.error("file left unfinished", reason=str(error))
 
@@ -165,13 +167,13 @@ class FileSink(Sink[FileOptions]):
             yield FileWriter(stream, self._threads)
         except BaseException:
             try:
-                await self._shielded(stream.complete)
+                await self._complete(stream)
             except OSError as error:  # tried again when the session is opened next, or at the end
                 log.warning("file not completed", reason=str(error))
             raise
         else:
             with _as_plugin_errors():
-                await self._shielded(stream.complete)
+                await self._complete(stream)
         finally:
             if not stream.unfinished:
                 self._unfinished.discard(stream)
@@ -192,11 +194,24 @@ class FileSink(Sink[FileOptions]):
 
         return FileStream(self._root, cutter, self.context.name, self._handles, make_part)
 
-    async def _shielded(self, call: Callable[[], None]) -> None:
-        with trio.move_on_after(COMPLETE_SECS, shield=True) as scope:
-            await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+    async def _complete(self, stream: FileStream) -> None:
+        """Complete the stream's files, whatever is cancelled; OSError when that is stuck."""
+        with trio.CancelScope(shield=True) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_give_up_when_stuck, stream, scope)
+                error = await attempt(
+                    partial(
+                        trio.to_thread.run_sync,
+                        stream.complete,
+                        limiter=self._threads,
+                        abandon_on_cancel=True,
+                    )
+                )
+                nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
-            raise OSError(errno.ETIMEDOUT, f"not completed within {COMPLETE_SECS:g} s")
+            raise OSError(errno.ETIMEDOUT, f"no file was completed within {COMPLETE_SECS:g} s")
+        if error is not None:
+            raise error
 
     def _clean(self) -> list[Path]:
         pattern = self._template.folders_pattern()
@@ -232,6 +247,15 @@ class FileWriter(Writer):
         if notice.type == "reset":
             with _as_plugin_errors():
                 await trio.to_thread.run_sync(self._stream.complete, limiter=self._threads)
+
+
+async def _give_up_when_stuck(stream: FileStream, scope: trio.CancelScope) -> None:
+    """Cancel the scope when no file of the stream was completed for a while."""
+    completed = -1
+    while completed != stream.completed:
+        completed = stream.completed
+        await trio.sleep(COMPLETE_SECS)
+    scope.cancel()
 
 
 @contextmanager

@@ -87,6 +87,7 @@ class FileStream:
         self._progress: _Progress | None = None
         self._epoch = 0
         self._day: int | None = None
+        self.completed = 0  # files, so far
         self._lock = RLock()  # completing may have been given up while its thread goes on
 
     @property
@@ -239,4 +240,5 @@ class FileStream:
                 self._numbers[file.target] = number + 1
                 log.info("file completed", path=str(path), bytes=file.length)
         self._rotated.remove(part)
+        self.completed += 1
         return following
