@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -235,12 +237,23 @@ def _draw_proof(result: Mapping[str, Any]) -> None:
 
 @session.command("watch")
 @click.argument("session_id", metavar="ID", type=SESSION)
+@click.option("--lines", is_flag=True, help="Print lines, on a terminal too.")
 @pass_control
-def session_watch(control: Control, session_id: str) -> None:
-    """Print a session's ticks and what happens to it, as lines, until it ends.
+def session_watch(control: Control, session_id: str, lines: bool) -> None:
+    """Play a session on the terminal until it ends: chart, clock, speed, and keys to steer it.
 
-    A fast session shows a part of its ticks; it is never slowed down.
+    Elsewhere, or with --lines, its ticks and what happens to it are printed as lines. A fast
+    session shows a part of its ticks; it is never slowed down.
     """
+    if not (lines or control.as_json) and sys.stdout.isatty() and sys.stdin.isatty():
+        from tardisd.cli.live import play
+
+        with control.connect() as client, refusals():
+            path = client.path
+            client.call("session.show", {"session_id": session_id})
+        with refusals(), suppress(KeyboardInterrupt):
+            play(path, session_id, f"session {session_id}")
+        return
     draw: Callable[[str, Mapping[str, Any]], None] = _draw_news
     if control.as_json:
         draw = _draw_nothing

@@ -21,7 +21,8 @@ from pathlib import Path
 import tomli_w
 
 from tardisd.cli import render
-from tardisd.cli.player import Picture, draw, faster, keys
+from tardisd.cli.live import over, play, watch
+from tardisd.cli.player import Picture
 from tardisd.control.client import ControlClient
 from tardisd.errors import ControlError, NotRunning
 
@@ -31,7 +32,7 @@ START, END = "2024-03-01T12:00:00Z", "2024-03-01T18:00:00Z"
 SPEED = 60
 PORT = 8001
 SEED, TRADES_PER_SECOND = 7, 3.0
-KEYS = "keys: space pause/resume   ↑ faster   ↓ slower   q quit"
+TITLE = "tardisd: synthetic market history, replayed as if live"
 STARTUP_SECS, STOP_SECS = 30.0, 10.0
 
 
@@ -140,9 +141,6 @@ def _fill(path: Path) -> None:
 
 
 def _show(path: Path, url: str, duration: float | None) -> int:
-    picture = Picture()
-    watcher = threading.Thread(target=_watch, args=(path, picture), daemon=True)
-    watcher.start()
     folder = Path(sys.executable).parent
     example = Path(__file__).parents[2] / "examples" / "follow.py"
     lines = [
@@ -156,11 +154,12 @@ def _show(path: Path, url: str, duration: float | None) -> int:
     with ControlClient(path) as client:
         client.call("session.resume", {"session_id": SESSION})
         if sys.stdout.isatty():
-            _play(client, picture, f"{KEYS}\n\n{footer}", until)
+            play(path, SESSION, TITLE, f"\n{footer}", until)
         else:
             render.warn(footer)
+            picture = Picture()
+            threading.Thread(target=watch, args=(path, SESSION, picture), daemon=True).start()
             _print_lines(client, picture, until)
-    watcher.join(1.0)
     return 0
 
 
@@ -169,40 +168,8 @@ def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _watch(path: Path, picture: Picture) -> None:
-    try:
-        with ControlClient(path) as client:
-            for told in client.watch(SESSION):
-                picture.take(told.method, told.params)
-    except ControlError:
-        picture.ended = True  # the daemon went, and the main thread with it
-
-
-def _over(picture: Picture, until: float | None) -> bool:
-    return picture.ended or (until is not None and time.monotonic() >= until)
-
-
-def _play(client: ControlClient, picture: Picture, footer: str, until: float | None) -> None:
-    from rich.live import Live
-
-    title = "tardisd: synthetic market history, replayed as if live"
-    with keys() as wait, Live(refresh_per_second=10, screen=False) as live:
-        while not _over(picture, until):
-            picture.status = client.call("session.show", {"session_id": SESSION})
-            live.update(draw(picture, title, footer))
-            key = wait(0.1)
-            if key == "q":
-                return
-            if key == "space":
-                verb = "resume" if picture.status["status"] == "paused" else "pause"
-                client.call(f"session.{verb}", {"session_id": SESSION})
-            elif key in ("up", "down", "+", "-"):
-                speed = faster(picture.status["speed"], key in ("up", "+"))
-                client.call("session.speed", {"session_id": SESSION, "speed": speed})
-
-
 def _print_lines(client: ControlClient, picture: Picture, until: float | None) -> None:
-    while not _over(picture, until):
+    while not over(picture, until):
         time.sleep(min(1.0, max(0.05, (until or 1e18) - time.monotonic())))
         picture.status = client.call("session.show", {"session_id": SESSION})
         print(picture.line(), flush=True)

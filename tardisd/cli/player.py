@@ -6,13 +6,8 @@ terminal it prints a line a second instead.
 
 from __future__ import annotations
 
-import os
-import re
-import select
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +18,7 @@ if TYPE_CHECKING:
 
 CHART_WIDTH, CHART_HEIGHT = 64, 10
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
-_KEYS = {"\x1bA": "up", "\x1bB": "down", " ": "space"}
-SPEEDS = (0.5, 1, 2, 5, 10, 30, 60, 100, 300, 1000, 3000, 10_000)
+SPEEDS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 100, 300, 1000, 3000, 10_000, 100_000)
 
 
 @dataclass
@@ -56,12 +50,23 @@ class Picture:
             self.ended = self.ended or params["type"] == "end"
             if params["type"] == "gap":
                 self.notice = f"gap in {params['series']}: {params['cause']}"
+            elif params["type"] == "reset":
+                self.quotes.clear()
+            elif params["type"] == "snapshot":
+                for tick in params["data"]:
+                    self._tick(tick)
+            elif params["type"] == "analysis":
+                self.notice = str(params.get("content", ""))[:100]
 
     def _tick(self, tick: Mapping[str, Any]) -> None:
+        if "value" in tick:  # an indicator has no price
+            return
         quote = self.quotes.setdefault(tick["symbol"], Quote())
         price = tick["close"] if "close" in tick else tick["price"]
         quote.first = quote.first or price
         if "close" in tick:
+            if not tick.get("closed", True):
+                return
             quote.closes.append(price)
             quote.volume += tick["volume"]
         else:
@@ -144,43 +149,9 @@ def draw(picture: Picture, title: str, footer: str) -> Group:
     return Group(Text(title, style="bold"), *parts)
 
 
-@contextmanager
-def keys() -> Iterator[Callable[[float], str]]:
-    """Give a function that waits up to some seconds for a key and returns it, or an empty text."""
-    if not sys.stdin.isatty():
-        yield lambda secs: (select.select([], [], [], secs), "")[1]
-        return
-    import termios
-    import tty
-
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-
-    waiting: deque[str] = deque()  # somebody quick, or a slow terminal: several keys at once
-
-    def wait(secs: float) -> str:
-        if not waiting:
-            ready, _, _ = select.select([descriptor], [], [], secs)
-            if ready:
-                waiting.extend(pressed(os.read(descriptor, 64).decode(errors="replace")))
-        return waiting.popleft() if waiting else ""
-
-    try:
-        tty.setcbreak(descriptor)
-        yield wait
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-
-
-def pressed(text: str) -> list[str]:
-    """Return the keys that a terminal sent: `space`, `up`, `down`, or the character."""
-    found = re.findall(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", text, re.DOTALL)
-    return [_KEYS.get(key[:1] + key[-1] if len(key) > 1 else key, key) for key in found]
-
-
-def faster(speed: object, up: bool) -> float:
-    """Return the next speed above or below, of those that keys step through."""
-    now = float(speed) if isinstance(speed, int | float) else SPEEDS[-1]
+def faster(speed: object, up: bool) -> float | str:
+    """Return the next speed above or below, of those that keys step through; the last is `max`."""
+    now = float(speed) if isinstance(speed, int | float) else float("inf")
     if up:
-        return next((one for one in SPEEDS if one > now), SPEEDS[-1])
+        return next((one for one in SPEEDS if one > now), "max")
     return next((one for one in reversed(SPEEDS) if one < now), SPEEDS[0])

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
 import signal
 import socket
-import struct
 import subprocess
-import termios
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from daemon_rig import ENVIRON, PROGRAMS
+from terminal_rig import terminal
 from websocket_client import DEADLINE_SECS
 
-from tardisd.cli.player import pressed
+from tardisd.cli.keyboard import pressed
 
 LINE = re.compile(r"2024-03-01 1\d:\d\d:\d\dZ  60x .*BTC/USDT [\d,.]+  ETH/USDT [\d,.]+")
 
@@ -49,10 +44,10 @@ def daemons_in(folder: Path) -> list[str]:
 def test_keys_that_come_together() -> None:
     assert pressed("") == []
     assert pressed(" \x1b[A\x1bOBq\x1b[1;5Ä") == [
-        "space", "up", "down", "q", "\x1b", "[", "1", ";", "5", "Ä",
+        "space", "up", "down", "q", "escape", "[", "1", ";", "5", "Ä",
     ]  # fmt: skip
     assert pressed("\x1b[1;5A\x1b[3~é") == ["up", "\x1b[3~", "é"]
-    assert pressed("\x1b") == ["\x1b"]
+    assert pressed("\x1b") == ["escape"]
 
 
 def test_without_a_terminal(environ: dict[str, str]) -> None:
@@ -84,80 +79,8 @@ def test_without_a_terminal(environ: dict[str, str]) -> None:
     assert "Traceback" not in done.stderr
 
 
-class Terminal:
-    """A demo on a terminal of its own, and what it has drawn so far."""
-
-    def __init__(self, environ: dict[str, str]) -> None:
-        self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        self.before = termios.tcgetattr(theirs)
-        self.process = subprocess.Popen(
-            [PROGRAMS / "tardisd", "demo"],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=environ,
-            start_new_session=True,
-            close_fds=True,
-        )
-        self._theirs = theirs
-        os.set_blocking(self._ours, False)
-        self._text = ""
-
-    def press(self, keys: str) -> None:
-        """Type."""
-        os.write(self._ours, keys.encode())
-
-    def until(self, *patterns: str) -> str:
-        """Read until all patterns have appeared since the last call; return what was drawn."""
-        give_up = time.monotonic() + DEADLINE_SECS
-        while not all(re.search(pattern, self._text) for pattern in patterns):
-            assert time.monotonic() < give_up, f"no {patterns} in {self._text[-3000:]!r}"
-            self._read(0.1)
-        seen, self._text = self._text, ""
-        return seen
-
-    def _read(self, secs: float) -> None:
-        import select
-
-        if select.select([self._ours], [], [], secs)[0]:
-            try:
-                self._text += os.read(self._ours, 65536).decode(errors="replace")
-            except (BlockingIOError, OSError):
-                return
-
-    def check_end(self) -> None:
-        """Wait for an exit with 0; the terminal must be as it was, and no traceback on it."""
-        give_up = time.monotonic() + DEADLINE_SECS
-        while self.process.poll() is None:
-            assert time.monotonic() < give_up, self._text
-            self._read(0.1)
-        self._read(0.0)
-        assert self.process.returncode == 0, self._text
-        assert "Traceback" not in self._text
-        assert termios.tcgetattr(self._theirs) == self.before
-        assert "\x1b[?25h" in self._text  # the cursor is shown again
-
-    def close(self) -> None:
-        """End what is left."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(DEADLINE_SECS)
-        os.close(self._ours)
-        os.close(self._theirs)
-
-
-@contextmanager
-def terminal(environ: dict[str, str]) -> Iterator[Terminal]:
-    one = Terminal(environ)
-    try:
-        yield one
-    finally:
-        one.close()
-
-
 def test_keys_in_a_terminal(environ: dict[str, str]) -> None:
-    with terminal(environ) as screen:
+    with terminal([PROGRAMS / "tardisd", "demo"], environ) as screen:
         screen.until("BTC/USDT", "active", "keys: space pause/resume")
         screen.press(" ")
         screen.until("paused")
@@ -176,7 +99,7 @@ def test_keys_in_a_terminal(environ: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("how", ["ctrl-c", "SIGTERM", "at once"])
 def test_interrupted(environ: dict[str, str], how: str) -> None:
-    with terminal(environ) as screen:
+    with terminal([PROGRAMS / "tardisd", "demo"], environ) as screen:
         if how == "at once":  # while the daemon is still starting
             screen.until("making")
         else:
