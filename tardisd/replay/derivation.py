@@ -6,7 +6,7 @@ Chooses and reads; builds nothing itself (`derive`), and orders nothing (`merge`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tardisd.backfill.ledger import whole_candles
@@ -63,6 +63,11 @@ class Found:
     materials: Sequence[Material] = ()
     derivations: Sequence[Derivation] = ()
 
+    def settle(self, request: SessionRequest) -> SessionRequest:
+        """Return the request with the sources that were chosen, to be the same ever after."""
+        chosen = {one.series.text: one.series for one in self.derivations}
+        return replace(request, derive=tuple(chosen[one.text] for one in request.derive))
+
 
 async def find(storage: Storage[Any], request: SessionRequest, again: bool = False) -> Found:
     """Return what is stored for a request; a session that is taken up `again` is asked less.
@@ -93,7 +98,11 @@ async def _derivations(
             raise RequestError(
                 "bad_request", f"derive: {series} is stored; ask for it in 'series' instead"
             )
-        source = await _choose(storage, series, Span(request.start, request.end))
+        if isinstance(series, DerivedSeries):  # it was chosen before
+            chosen = Series(series.exchange, series.symbol, series.source)
+            source = await material(storage, chosen)
+        else:
+            source = await _choose(storage, series, Span(request.start, request.end))
         derived = DerivedSeries(
             series.exchange, series.symbol, series.data_type, source.series.data_type
         )

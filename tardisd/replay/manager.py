@@ -145,6 +145,7 @@ class SessionManager:
         self._users[session_id] = (storage, *(plugin for _, plugin in outlets))
         try:
             found = await find(storage, request)
+            request = found.settle(request)
             self._running_nursery()
         except BaseException as error:
             del self._users[session_id]

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from tardisd.market.series import Series
+from tardisd.market.series import DataType, DerivedSeries, Series
 from tardisd.market.time import Interval, format_time
 from tardisd.plugins.sessions import SessionRequest, Speed
 from tardisd.replay.position import Position
 
 _SERIES = ("series", "derive")
 _TEXTS = ("sinks", "analyzers")
+_FROM = " from "
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def request_as_json(request: SessionRequest) -> dict[str, Any]:
     """Return a request as JSON values."""
     found: dict[str, Any] = {field.name: getattr(request, field.name) for field in fields(request)}
     for name in _SERIES:
-        found[name] = [series.text for series in found[name]]
+        found[name] = [_text(series) for series in found[name]]
     found["barrier"] = None if request.barrier is None else str(request.barrier)
     found["range"] = f"{format_time(request.start)}..{format_time(request.end)}"
     return found
@@ -51,9 +52,22 @@ def request_from_json(session_id: str, record: Mapping[str, Any]) -> SessionRequ
     known = {field.name for field in fields(SessionRequest)}
     found = {name: value for name, value in record.items() if name in known}
     for name in _SERIES:
-        found[name] = tuple(Series.parse(text) for text in found.get(name, ()))
+        found[name] = tuple(_series(text) for text in found.get(name, ()))
     for name in _TEXTS:
         found[name] = tuple(found.get(name, ()))
     if found.get("barrier") is not None:
         found["barrier"] = Interval.parse(found["barrier"])
     return SessionRequest(**{**found, "session_id": session_id})
+
+
+def _text(series: Series) -> str:
+    """Return the text of a series, and what it is derived from when it is."""
+    return f"{series}{_FROM}{series.source}" if isinstance(series, DerivedSeries) else series.text
+
+
+def _series(text: str) -> Series:
+    whole, _, source = text.partition(_FROM)
+    series = Series.parse(whole)
+    if not source:
+        return series
+    return DerivedSeries(series.exchange, series.symbol, series.data_type, DataType.parse(source))

@@ -364,6 +364,9 @@ def test_a_durable_session_goes_on_with_its_candles(tmp_path):
 
     run_engine(first, state=state)
 
+    # Better candles come in meanwhile: what was chosen stays.
+    run_engine(lambda engine: engine.store(candles(range(20)), SPAN), storage=kept["storage"])
+
     async def second(engine):
         session = engine.sessions.get("d")
         assert session.status()["derive"] == [FIVES.text]
