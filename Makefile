@@ -37,6 +37,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benches/http_stream.py
 	$(BIN)/python benches/backfill.py
 	$(BIN)/python benches/redis.py
+	$(BIN)/python benches/postgres.py
 	$(BIN)/python benches/webhook.py
 
 clean:

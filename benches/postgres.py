@@ -88,6 +88,21 @@ async def read(storage: Storage[Any], batch: Batch) -> float:
     return len(batch) / took
 
 
+class Spent:
+    """Processor time so far: ours, and the server's for us where it runs on this machine."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tardisd bench'"
+        pids = [row[0] for row in connection.execute(query)]
+        self.server = sum(map(harness.cpu_seconds, pids))
+        self.ours = time.process_time()
+
+    def since(self, before: Spent, rows: int) -> dict[str, float]:
+        """Return microseconds per row since then."""
+        spent = {"server": self.server - before.server, "ours": self.ours - before.ours}
+        return {name: secs / rows * 1e6 for name, secs in spent.items()}
+
+
 def plain_rows(batch: Batch) -> list[tuple[Any, ...]]:
     """Return the rows as Python values."""
     columns: list[list[Any]] = [batch.ts_event.tolist()]
@@ -142,13 +157,20 @@ async def measure(kind: str, rows: int, page: int, few: int, runs: int) -> dict[
                 connection.execute(f"SET search_path TO {schema}".encode())
                 for _ in range(runs):
                     connection.execute(f"CREATE TABLE plain_{kind} ({TABLES[kind]})".encode())
-                    figures = {
-                        "append": await append(storage, whole, page),
-                        "executemany": insert(connection, kind, part, page),
-                        "read": await read(storage, whole),
-                        "fetchmany": fetch(connection, kind, few),
-                        "append again": len(whole) / await again(storage, whole, page),
-                    }
+                    figures = {"executemany": insert(connection, kind, part, page)}
+                    moments = [Spent(connection)]
+                    figures["append"] = await append(storage, whole, page)
+                    moments.append(Spent(connection))
+                    figures["read"] = await read(storage, whole)
+                    moments.append(Spent(connection))
+                    figures["fetchmany"] = fetch(connection, kind, few)
+                    figures["append again"] = len(whole) / await again(storage, whole, page)
+                    for name, before, after in (
+                        ("append", *moments[:2]),
+                        ("read", *moments[1:]),
+                    ):
+                        for who, micros in after.since(before, rows).items():
+                            figures[f"{name}, {who}"] = micros
                     for name, figure in figures.items():
                         found.setdefault(name, []).append(figure)
                     await storage.delete(whole.series, whole.extent())
@@ -174,7 +196,12 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=50_000, help="rows for the slow baselines")
     parser.add_argument("--runs", type=int, default=3)
     asked = parser.parse_args()
-    with psycopg.connect(DSN) as connection:
+    try:
+        link = psycopg.connect(DSN)
+    except psycopg.OperationalError as error:
+        print(f"PostgreSQL: left out ({' '.join(str(error).split())})")
+        return
+    with link as connection:
         server = connection.info.server_version
         fsync = connection.execute("SHOW fsync").fetchone()
     results: dict[str, Any] = {"server": server, "fsync": fsync and fsync[0]}
@@ -190,6 +217,9 @@ def main() -> None:
               f"   {figures['read'] / figures['fetchmany']:.1f} x fetchmany")  # fmt: skip
         print(f"  fetchmany         {figures['fetchmany']:>12,.0f}   (baseline)")
         print(f"  the same again    {figures['append again']:>12,.0f}   (nothing is new)")
+        for what in ("append", "read"):
+            server, ours = figures[f"{what}, server"], figures[f"{what}, ours"]
+            print(f"  processor time of {what}: server {server:.2f} µs a row, ours {ours:.2f} µs")
     harness.save("postgres", results)
 
 

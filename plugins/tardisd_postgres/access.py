@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import psycopg
@@ -45,7 +45,8 @@ _KEEPALIVE: dict[str, Any] = {
 # of tables that have just been filled, must not read and sort all of them for that.
 _SETTINGS = (
     "SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off;"
-    " SET timezone = 'UTC'; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0"
+    " SET client_encoding = 'UTF8'; SET timezone = 'UTC'; SET statement_timeout = 0;"
+    " SET idle_in_transaction_session_timeout = 0"
 )
 _FIRST_WAIT_SECS, _MOST_WAIT_SECS = 0.2, 5.0
 _CONFLICTS_FORGIVEN = 5
@@ -55,7 +56,7 @@ _CONFLICTS_FORGIVEN = 5
 class Place:
     """Where the data is kept: how to connect, the schema, and what the server knows us as."""
 
-    dsn: str
+    dsn: str = field(repr=False)
     schema: str
     application: str
 

@@ -30,7 +30,7 @@ from tardisd_postgres.pins import Pins, lock_class
 from tardisd_postgres.reading import Cursor
 from tardisd_postgres.rows import TABLES, refuse_negative
 from tardisd_postgres.schema import Connection
-from tardisd_postgres.words import PartitionGone, flat
+from tardisd_postgres.words import PartitionGone
 
 T = TypeVar("T")
 
@@ -74,10 +74,9 @@ class PostgresOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"pool_min {self.pool_min} is more than pool_max {self.pool_max}")
         try:
             psycopg.conninfo.conninfo_to_dict(self.dsn.reveal())
-        except psycopg.Error as error:
+        except psycopg.Error:  # what it says may quote the password
             raise ValueError(
-                f"dsn is not a connection string ({flat(error)}); write"
-                " postgresql://user:password@host/database"
+                "dsn is not a connection string; write postgresql://user:password@host/database"
             ) from None
 
 

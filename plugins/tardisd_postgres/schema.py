@@ -21,6 +21,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 # Advisory locks of whole databases: this one is held while tables or partitions are made.
 _MAKING = 0x74617264
+_OLDEST = 13  # the first to tell by its number what became of a transaction
 _NANOSECOND = np.timedelta64(1, "ns")
 
 _CATALOGUE = """
@@ -140,6 +141,10 @@ def prepare(connection: Connection, schema: str) -> None:
 
     Raises StorageNewer for a later version's, StorageError for tables of something else.
     """
+    if (found := connection.info.server_version // 10_000) < _OLDEST:
+        raise StorageError(
+            f"PostgreSQL {found} is too old; upgrade the server to {_OLDEST} or newer"
+        )
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING,))
         # Not IF NOT EXISTS alone: that asks for the right to create even where nothing is created.

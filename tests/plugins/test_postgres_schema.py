@@ -56,7 +56,7 @@ def options(**given):
         ({"schema": "My Data"}, "is not a plain name"),
         ({"schema": "pg_tardisd"}, "is not a plain name"),
         ({"pool_min": 9, "pool_max": 8}, "pool_min 9 is more than pool_max 8"),
-        ({"dsn": Secret("host='x")}, "dsn is not a connection string"),
+        ({"dsn": Secret("hunter2")}, "^dsn is not a connection string; write postgresql://user"),
     ],
 )
 def test_bad_options_are_refused(given, told):
@@ -68,6 +68,7 @@ def test_a_password_is_never_shown():
     secret = "postgresql://me:hunter2@127.0.0.1:1/market"
     given = options(dsn=Secret(secret))
     assert "hunter2" not in repr(given)
+    assert "hunter2" not in repr(Place(secret, "x", "x"))
     assert str(Place(secret, "x", "x")) == "PostgreSQL at 127.0.0.1:1, database market"
 
 
