@@ -21,7 +21,7 @@ from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.exchange import Page
 from tardisd.plugins.storage import Appended
 from tardisd_postgres import catalogue, pins, ticks
-from tardisd_postgres.rows import TABLES, first_seq, has_numbers, mixed_sides, places
+from tardisd_postgres.rows import first_seq, has_numbers, mixed_sides, places, table_of
 from tardisd_postgres.schema import Connection
 
 
@@ -32,7 +32,7 @@ class Change:
         self._connection = connection
         self._lock_class = lock_class
         self._series = series
-        self._table = TABLES[series.data_type.kind]
+        self._table = table_of(series)
         before = catalogue.lock(connection, series)
         self.entry = replace(before, version=before.version + 1)
 

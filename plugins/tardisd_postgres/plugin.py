@@ -28,7 +28,7 @@ from tardisd_postgres.changes import Change
 from tardisd_postgres.leases import Leases
 from tardisd_postgres.pins import Pins, lock_class
 from tardisd_postgres.reading import Cursor
-from tardisd_postgres.rows import TABLES, refuse_negative
+from tardisd_postgres.rows import refuse_negative, table_of
 from tardisd_postgres.schema import Connection
 from tardisd_postgres.words import PartitionGone
 
@@ -110,6 +110,7 @@ class PostgresStorage(Storage[PostgresOptions]):
         access = self._access
 
         def prepare() -> Batch:
+            table_of(series)
             batch = check_page(series, page)
             refuse_negative(batch)
             return batch
@@ -122,7 +123,7 @@ class PostgresStorage(Storage[PostgresOptions]):
             return await self._append(series, page, batch)
 
     async def _append(self, series: Series, page: Page, batch: Batch) -> Appended:
-        access, table = self._access, TABLES[series.data_type.kind]
+        access, table = self._access, table_of(series)
         if missing := access.partitions.missing(table, batch.ts_event):
             await access.read(lambda link: access.partitions.make(link, table, missing))
         return await self._change(series, lambda change: change.append(page, batch, wall_ns()))
@@ -180,7 +181,7 @@ class PostgresStorage(Storage[PostgresOptions]):
         self, send: trio.MemorySendChannel[Batch], cursor: Cursor, first: list[bytes]
     ) -> None:
         """Decode what is read while the server prepares what comes after it."""
-        table = TABLES[cursor.series.data_type.kind]
+        table = table_of(cursor.series)
         raw, pieces = trio.open_memory_channel[list[bytes]](0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._fetch, raw, cursor, first)
@@ -225,9 +226,9 @@ class PostgresStorage(Storage[PostgresOptions]):
 
     async def last_before(self, series: Series, ts: int) -> Batch | None:
         """Return the last row with event time before `ts`."""
-        table = TABLES[series.data_type.kind]
 
         def look(connection: Connection, entry: Entry) -> Batch | None:
+            table = table_of(series)
             first, last = entry.first_ts, entry.last_ts
             if first is None or last is None or ts <= first:
                 return None

@@ -14,7 +14,7 @@ from tardisd.errors import StorageError
 from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd_postgres import catalogue, ticks
-from tardisd_postgres.rows import TABLES
+from tardisd_postgres.rows import table_of
 from tardisd_postgres.schema import Connection, edge_after
 
 # The first step is short for the sake of the first tick; the others keep the server busy.
@@ -76,7 +76,7 @@ class Cursor:
                 f"rows of {self.series} were replaced or deleted while the database was away from"
                 " a read of them; start it again"
             )
-        table = TABLES[self.series.data_type.kind]
+        table = table_of(self.series)
         replaced = entry.has_replaced and entry.version > version
         while position is not None:
             # One partition at a time: the planner need not look at the others.

@@ -139,7 +139,21 @@ class Table:
         return Rows(batch, seq, sides, sided, texts, named)
 
 
-TABLES = {kind: Table(kind) for kind in SCHEMAS}
+# Named one by one, because a kind or column that the core gets later needs a migration.
+TABLES = {
+    kind: Table(kind)
+    for kind in (
+        "candle", "trade", "agg_trade", "quote", "liquidation", "funding", "open_interest",
+        "book_snapshot", "book_delta",
+    )
+}  # fmt: skip
+
+
+def table_of(series: Series) -> Table:
+    """Return the table of the series' rows. Raises DataError when its kind is not stored."""
+    if (table := TABLES.get(series.data_type.kind)) is None:
+        raise DataError(f"{series.data_type.kind} rows cannot be stored")
+    return table
 
 
 @dataclass(frozen=True, slots=True)

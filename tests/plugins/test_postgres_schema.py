@@ -299,3 +299,16 @@ async def test_numbers_of_others_are_not_taken_for_ours(tmp_path, schema):
                 connection.execute(f"UPDATE trade SET price = {text} WHERE seq = 2".encode())
             with pytest.raises(StorageError, match="somebody else has written it"):
                 await read(storage, TRADES)
+
+
+@pytest.mark.services
+async def test_what_is_never_stored_is_refused(tmp_path, schema):
+    derived = Series.parse("okx:BTC/USDT@indicator_sma")
+    page = page_of(derived, [Row(START, None, None, ("1",))])
+    async with opened(schema, tmp_path) as storage:
+        with pytest.raises(DataError, match="indicator rows cannot be stored"):
+            await storage.append(derived, page)
+        with pytest.raises(DataError, match="indicator rows cannot be stored"):
+            await storage.delete(derived, page.span)
+        assert len(await read(storage, derived)) == 0
+        assert await storage.last_before(derived, START) is None

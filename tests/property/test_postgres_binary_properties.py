@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 import pytest
 import services
@@ -33,8 +35,11 @@ def connection():
         yield one
 
 
-def test_every_kind_has_a_table():
-    assert set(TABLES) == set(SCHEMAS)
+def test_every_kind_that_is_stored_has_a_table():
+    """One that is new, or has a new column, needs a migration too; then change this."""
+    assert set(TABLES) == set(SCHEMAS) - {"indicator"}
+    columns = ", ".join(f"{name}: {table.read_names}" for name, table in TABLES.items())
+    assert blake2b(columns.encode(), digest_size=8).hexdigest() == "2230716b28a845ae"
 
 
 @pytest.mark.services
