@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import trio
@@ -13,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 import tardisd
 from tardisd.errors import RequestError
 from tardisd.plugins.base import Context
+from tardisd.plugins.questions import QuestionForm
 from tardisd.plugins.requests import MOST, USE, NewSession, Quota, decode
 from tardisd.plugins.session_form import bad_field
 from tardisd.plugins.sessions import Resume, Session, WhenFull
@@ -25,6 +27,7 @@ from tardisd_http.verbs import VERBS, Verb
 
 MAX_SERIES = 10_000
 MAX_SPANS = 1000
+MAX_QUESTIONS = 32
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -41,6 +44,7 @@ class Api:
         self._sessions = context.sessions
         self._quota = Quota(context.sessions, max_sessions)
         self._all_routes = all_routes
+        self._questions = 0
 
     def routes(self) -> Sequence[BaseRoute]:
         """Return the routes of these endpoints."""
@@ -56,6 +60,7 @@ class Api:
             _get("/api/series", self.series),
             _get("/api/replay", self.list),
             _post("/api/replay/create", self.create),
+            _post("/api/analyze", self.analyze),
             _get(one, self.show),
             _get(f"{one}/stream", self.stream),
             *verbs,
@@ -150,6 +155,21 @@ class Api:
             more = {"coverage_truncated": True} if len(spans) > MAX_SPANS else {}
             listed.append({**info.shown(), "coverage": shown, **more})
         return answer({"type": "series", "series": listed, "truncated": len(found) > limit})
+
+    async def analyze(self, request: Request) -> Response:
+        """Ask an analyzer about a tick, or about the last ticks of a session."""
+        _query(request)
+        question = decode(await _text(request), QuestionForm)
+        question.check()
+        if self._questions >= MAX_QUESTIONS:
+            text = f"{MAX_QUESTIONS} questions wait for answers; try later"
+            raise RequestError("analyzer_unavailable", text)
+        self._questions += 1
+        try:
+            ask = partial(question.answer, self._context.host, self._sessions)
+            return answer({"type": "analysis", **await _unless_gone(request, ask)})
+        finally:
+            self._questions -= 1
 
     def _session(self, request: Request) -> Session:
         return self._sessions.get(request.path_params["session_id"])

@@ -11,6 +11,7 @@ import msgspec
 from starlette.routing import BaseRoute, Route
 
 import tardisd
+from tardisd.plugins.questions import QuestionForm
 from tardisd.plugins.requests import NewSession
 from tardisd.plugins.sessions import WhenFull
 from tardisd_http.answers import STATUS
@@ -46,15 +47,17 @@ _OTHER_TYPES = {
     "/metrics": ("text/plain", {"type": "string"}),
     "/api/replay/{session_id}/stream": (NDJSON, {"type": "string"}),
 }
-_BODIES = {"/api/replay/create": NewSession} | {
-    f"/api/replay/{{session_id}}/{name}": kind for name, kind in VERBS.items()
+_BODIES: dict[str, type[msgspec.Struct]] = {
+    "/api/replay/create": NewSession,
+    "/api/analyze": QuestionForm,
+    **{f"/api/replay/{{session_id}}/{name}": kind for name, kind in VERBS.items()},
 }
 
 
 def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
     """Return the OpenAPI document of the routes; those of other plugins by method and docstring."""
     schemas = msgspec.json.schema_components(
-        [NewSession, *VERBS.values()], ref_template="#/components/schemas/{name}"
+        [NewSession, QuestionForm, *VERBS.values()], ref_template="#/components/schemas/{name}"
     )[1]
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import trio
+import trio.testing
 from http_rig import BTC, CANDLE_COUNT, DAY, running
 
+from tardisd.plugins.analyzer import Analyzer, Answer
+from tardisd.plugins.base import Context
 from tardisd.replay.manager import SessionLimits
+from tardisd_http import api
 
 
 async def test_create_show_steer_stop(tmp_path):
@@ -188,6 +193,51 @@ async def test_the_stored_series(tmp_path):
         for limit in ("-1", "x", "10001", "1e3", ""):
             path = f"/api/series?limit={limit}"
             assert "limit" in await rig.refused(400, "bad_request", "GET", path)
+
+
+class Echo(Analyzer):
+    """Says what it was asked; with `wait` it never answers."""
+
+    name, answers = "echo", True
+    waiting = 0
+
+    async def ask(self, question):
+        if question.analysis_type == "wait":
+            self.waiting += 1
+            await trio.sleep_forever()
+        return Answer(f"{question.analysis_type} of {len(question.ticks)}", "none")
+
+
+async def test_questions_to_an_analyzer(tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "MAX_QUESTIONS", 1)
+    async with running(tmp_path) as rig:
+        path = "/api/analyze"
+        await rig.refused(503, "analyzer_unavailable", "POST", path, {"tick_data": {}})
+        echo = Echo(None, Context("echo", tmp_path, None))
+        rig.host.analyzers = {"echo": echo}
+        told = await rig.ask("POST", path, {"tick_data": {"price": 1}})
+        assert (told["type"], told["content"], told["analyzer"]) == (
+            "analysis",
+            "pattern of 1",
+            "echo",
+        )
+        await rig.create(session_id="s")
+        async with rig.lines("s"):
+            await rig.ask("POST", "/api/replay/s/step", {"count": 5})
+            told = await rig.ask("POST", path, {"session_id": "s", "last": 3})
+        assert (told["session_id"], told["content"]) == ("s", "pattern of 3")
+        await rig.refused(400, "bad_request", "POST", path, {"last": 3})
+        await rig.refused(404, "session_not_found", "POST", path, {"session_id": "x", "last": 1})
+        content = b'{"tick_data":{},"analysis_type":"wait"}'
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+        patient = await rig.raw(head.encode() + content)
+        with trio.fail_after(20):
+            while not echo.waiting:
+                await trio.testing.wait_all_tasks_blocked()
+            await rig.refused(503, "analyzer_unavailable", "POST", path, {"tick_data": {}})
+            await patient.aclose()  # who goes asks no more
+            while (await rig.client.post(path, json={"tick_data": {}})).status_code != 200:
+                pass
 
 
 async def test_health(tmp_path):
