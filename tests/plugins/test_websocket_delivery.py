@@ -223,7 +223,8 @@ async def held_up(watcher, session_id):
             await trio.sleep(0.01)
 
 
-async def test_a_slow_subscriber_is_sent_away_and_told_where_to_resume(tmp_path):
+async def test_a_slow_subscriber_is_sent_away_and_told_where_to_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "CLOSE_SECS", 100)  # it reads only after the owner has it all
     limits = SessionLimits(tuning=Tuning(slice_ticks=1024, limits=QueueLimits(lagging_ticks=4096)))
     async with running(tmp_path, limits) as rig, rig.client() as owner:
         await owner.create(session_id="s", data_type="trade", start_paused=True)

@@ -16,6 +16,7 @@ from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd.testing.memory import MemoryStorage
 from tardisd.testing.storage import StorageSuite
+from tardisd.venue.book import BudgetBook
 
 SERIES = Series.parse("okx:BTC/USDT@trade")
 SPAN = Span(0, 10**18)
@@ -53,7 +54,9 @@ class Stuck(MemoryStorage):
 
 async def made():
     instances = Instances()
-    one = await Instance.made(Section("storage", "cold", Stuck, None), SimpleNamespace())
+    one = await Instance.made(
+        Section("storage", "cold", Stuck, None), SimpleNamespace(budgets=BudgetBook())
+    )
     instances.put([one])
     return instances, one.plugin
 
