@@ -34,6 +34,7 @@ from tardisd.metrics import exposition
 from tardisd.plugins.base import Context
 from tardisd.plugins.host import Board
 from tardisd.reload import Reloader
+from tardisd.replay.alarm import make_alarm
 from tardisd.replay.manager import SessionLimits, SessionManager
 from tardisd.state import State
 from tardisd.supervise import describe, innermost
@@ -102,6 +103,7 @@ class Daemon:
             state,
             _limits(config),
             plugins["analyzer"],
+            make_alarm(),
         )
 
         host = DaemonHost(plugins["storage"], config.default_storage, plugins["analyzer"])

@@ -20,6 +20,7 @@ from tardisd.plugins.analyzer import Analyzer
 from tardisd.plugins.sessions import SessionRequest
 from tardisd.plugins.sink import Sink
 from tardisd.plugins.storage import Storage
+from tardisd.replay.alarm import Alarm
 from tardisd.replay.audience import Audience
 from tardisd.replay.clock import check_speed
 from tardisd.replay.delivery import Delivery
@@ -65,6 +66,7 @@ class SessionManager:
         state: State,
         limits: SessionLimits | None = None,
         analyzers: Mapping[str, Analyzer[Any]] | None = None,
+        alarm: Alarm | None = None,
     ) -> None:
         self._storages = storages
         self._default_storage = default_storage
@@ -72,12 +74,11 @@ class SessionManager:
         self._analyzers = {} if analyzers is None else analyzers
         self._state = state
         self._limits = limits or SessionLimits()
+        self._alarm = alarm
         #: The threads in which sessions read ahead and encode.
         self.limiter = trio.CapacityLimiter(self._limits.encoding_threads)
-        # Its thread starts with the first block, and ends when this object goes.
-        self._workers = Workers(
-            self.limiter, ThreadPoolExecutor(1, "tardisd hash"), lambda: self._living < 2
-        )
+        hasher = ThreadPoolExecutor(1, "tardisd hash")  # its thread starts with the first block
+        self._workers = Workers(self.limiter, hasher, lambda: self._living < 2)
         self._sessions: dict[str, ReplaySession] = {}
         self._reserved: set[str] = set()
         self._users: dict[str, tuple[object, ...]] = {}
@@ -93,6 +94,8 @@ class SessionManager:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(trio.to_thread.run_sync, make_tables)
+            if self._alarm is not None:
+                nursery.start_soon(self._alarm.run)
             try:
                 yield
             finally:
@@ -181,7 +184,8 @@ class SessionManager:
                 request,
             )
 
-        return ReplaySession(session_id, request, source, self._limits.tuning, self._spawn)
+        tuning = replace(self._limits.tuning, alarm=self._alarm)
+        return ReplaySession(session_id, request, source, tuning, self._spawn)
 
     def _start(self, session: ReplaySession, outlets: Sequence[Outlet], created_at: int) -> None:
         session.sinks = deliveries = [Delivery(session, name, one) for name, one in outlets]

@@ -13,9 +13,12 @@ import trio
 
 from tardisd.market.time import MILLISECOND, SECOND
 from tardisd.plugins.sessions import Speed
+from tardisd.replay.alarm import Alarm
 from tardisd.replay.clock import ReplayClock
 from tardisd.replay.fanout import QueueLimits
 from tardisd.replay.telemetry import Lateness, Pace
+
+_NEAR_SECS = 1.0  # bells that were silenced are kept for as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Tuning:
     slice_ticks: int = 4096
     coalesce_secs: float = 0.001
     max_lag_secs: float = 0.25
+    #: What wakes sessions up more exactly than trio's own timer would, if anything.
+    alarm: Alarm | None = None
     limits: QueueLimits = field(default_factory=QueueLimits)
 
 
@@ -133,10 +138,17 @@ class Timeline:
         self._changed = trio.Event()
 
     async def changed(self, deadline: float = math.inf) -> None:
-        """Wait for a poke, or until `deadline` (trio time)."""
-        event = self._changed
-        with trio.move_on_at(deadline):
-            await event.wait()
+        """Wait for a poke, or until `deadline` (trio time), or for a poke that was none."""
+        event, alarm = self._changed, self._tuning.alarm
+        if alarm is not None and deadline - trio.current_time() < _NEAR_SECS:
+            bell = alarm.at(deadline, self.poke)
+            try:
+                await event.wait()
+            finally:
+                bell.silence()
+        else:  # if it is far away, what is left after that is waited for exactly
+            with trio.move_on_at(deadline if alarm is None else deadline - _NEAR_SECS / 2):
+                await event.wait()
         # A verb may have poked and cancelled at once: then nothing of before may go on.
         await trio.lowlevel.checkpoint_if_cancelled()
 
