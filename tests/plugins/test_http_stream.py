@@ -216,7 +216,8 @@ async def test_a_client_that_stopped_reading_is_dropped(tmp_path, monkeypatch):
         assert not received.endswith(b"\r\n0\r\n\r\n")
 
 
-async def test_a_client_that_is_too_slow_learns_it(tmp_path):
+async def test_a_client_that_is_too_slow_learns_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "FAREWELL_SECS", 100)  # it reads only after the session has ended
     limits = SessionLimits(tuning=Tuning(slice_ticks=256, limits=QueueLimits(lagging_ticks=4096)))
     async with running(tmp_path, limits) as rig:
         await rig.create(session_id="s", **TRADED)
