@@ -58,7 +58,7 @@ def test_one_hash_by_websocket_tardisctl_and_preset(daemon: Daemon) -> None:
     assert len(received.ticks) == 24 * 12 * 5 + 24 * 60  # four and 59 forming ones, and one closed
     assert sum(tick.get("closed", True) for tick in data_of(received)) == 24 * 13
     words = ["session", "create", "--from", "2024-03-01", "--to", "2024-03-02", "--forming"]
-    words += ["--derive", HOURS, "--derive", FIVES, "--speed", "36000"]
+    words += ["--derive", HOURS, "--derive", FIVES, "--speed", "144000"]
     created = daemon.json(*words, "--id", "paced")
     assert created["derive"] == [HOURS, FIVES]
     daemon.json("session", "start", "hours", "--id", "preset")

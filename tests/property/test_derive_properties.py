@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from derive_cases import START, cases
 from derive_model import FIELDS, derive
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tardisd.market.columns import closes, floors
 from tardisd.market.time import DAY, HOUR, MINUTE, Interval
 from tardisd.replay.derive import CandleBuilder
 
+FEWER = settings(max_examples=60)
 INTERVALS = ["1s", "15s", "1m", "7m", "1h", "4h", "12h", "1d", "3d", "14d", "1w", "2w", "1M", "3M"]
 
 
@@ -78,17 +79,20 @@ def test_candles_are_those_of_the_model(case, cuts):
         assert expected.causes[opens] in ({"any"}, expected.causes[opens] | {cause})
 
 
+@FEWER
 @given(cases(), cuttings, cuttings)
 def test_cutting_the_source_changes_nothing(case, cuts, others):
     assert result(case, cuts) == result(case, others)
 
 
+@FEWER
 @given(cases(), cuttings)
 def test_the_closed_ones_do_not_depend_on_the_forming_ones(case, cuts):
     closed, _, gaps = result(case, cuts)
     assert result(case, cuts, forming=False) == (closed, [], gaps)
 
 
+@FEWER
 @given(cases(), cuttings)
 def test_nothing_comes_before_what_was_known_already(case, cuts):
     """The merge has let everything pass that is released before the last row of the batch."""

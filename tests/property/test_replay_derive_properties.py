@@ -21,7 +21,7 @@ from tardisd.plugins.sessions import Notice
 from tardisd.testing.engine import run_engine
 from tardisd.testing.memory import MemoryStorage
 
-FEW = settings(max_examples=30)
+FEW = settings(max_examples=20)
 
 
 class Crumbs(MemoryStorage):
