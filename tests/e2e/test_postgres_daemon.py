@@ -70,10 +70,10 @@ def end_of(daemon: Daemon, session: str):
     )
 
 
-def play(daemon: Daemon, storage: str):
-    """Begin to replay both series at full speed; return the session's name."""
+def play(daemon: Daemon, storage: str, speed: str):
+    """Begin to replay both series; return the session's name."""
     series = [word for one in (TRADES, CANDLES) for word in ("--series", one)]
-    words = [*series, *SPAN, "--speed", "max", "--storage", storage, "--sink", "files"]
+    words = [*series, *SPAN, "--speed", speed, "--storage", storage, "--sink", "files"]
     daemon.ctl("session", "create", *words, "--id", storage)
     return storage
 
@@ -97,11 +97,11 @@ def test_killed_and_revived_thrice_during_each(daemon, server, tmp_path):
     assert daemon.json("data", "verify", TRADES)["ok"]
     backfill(daemon, "plain", "--wait")
 
-    session = play(daemon, "shared")
+    session = play(daemon, "shared", "60000")  # four seconds and more
     for _ in range(KILLS):
         server.stop()
         server.start()
-    for name in (session, play(daemon, "plain")):
+    for name in (session, play(daemon, "plain", "max")):
         wait_for(lambda name=name: end_of(daemon, name), f"session {name} to end")
     shared, plain = end_of(daemon, "shared"), end_of(daemon, "plain")
     assert shared.groups() == plain.groups()

@@ -41,7 +41,8 @@ def plugin_of(schema, folder, dsn=None, **options):
     if dsn is None:  # a server that is not killed: without waiting for the disk at each commit
         dsn = make_conninfo(services.postgres_dsn(), options="-c synchronous_commit=off")
     chosen = PostgresOptions(dsn=Secret(dsn), schema=schema, **options)
-    return PostgresStorage(chosen, suite_context("main", folder))
+    # Named after the schema, so that the server tells its connections from everybody else's.
+    return PostgresStorage(chosen, suite_context(schema, folder))
 
 
 @asynccontextmanager
@@ -75,6 +76,9 @@ class Server:
 
     def __init__(self, folder, binaries):
         self.folder, self._binaries = folder, binaries
+        self.choose_port()
+
+    def choose_port(self):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -118,7 +122,11 @@ def own_server():
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres")
         server.run("initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "-N")
-        server.start()
+        try:
+            server.start()
+        except subprocess.CalledProcessError:  # somebody else has taken the port
+            server.choose_port()
+            server.start()
         yield server
     finally:
         if server.runs:
@@ -126,12 +134,27 @@ def own_server():
         shutil.rmtree(folder)
 
 
-def terminate(connection, name="tardisd main"):
+def terminate(connection, schema):
     """End the plugin's connections, as an administrator or a restarted server would."""
     connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
-        (name,),
+        (f"tardisd {schema}",),
     )
+
+
+def used(connection, schema):
+    """Return how many connections the plugin has."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+    return connection.execute(query, (f"tardisd {schema}",)).fetchone()[0]
+
+
+def held(connection, schema):
+    """Return how many locks the plugin has on series, or by transactions that it left open."""
+    query = (
+        "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
+        " WHERE a.application_name = %s AND (l.locktype = 'advisory' OR a.state LIKE 'idle in%%')"
+    )
+    return connection.execute(query, (f"tardisd {schema}",)).fetchone()[0]
 
 
 class Proxy:
