@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PATIENCE_SECS = 60.0
+PATIENCE_SECS = 120.0
 _PAUSE_SECS = 0.01
 _DAEMON = '[daemon]\ndata_dir = "{data}"\ncontrol_socket = "{socket}"\nlog_format = "text"\n\n'
 

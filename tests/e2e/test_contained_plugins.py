@@ -110,7 +110,7 @@ tardisd_sinks = tardisd.hookimpl(lambda: [Slow])
 HASTY = """
 import sys
 from tardisd import overdue, watch
-watch.BEAT_SECS, watch.STILL_SECS, watch.GRACE_SECS = 0.05, 0.5, 0.5
+watch.BEAT_SECS, watch.STILL_SECS, watch.GRACE_SECS = 0.05, 0.5, GRACE
 overdue.OVERDUE_SECS = overdue.LOOK_SECS = 0.2
 from tardisd.cli.daemon import main
 sys.argv = sys.argv[1:]
@@ -123,7 +123,7 @@ def start(tmp_path):
     """Return a function that starts a daemon with a plugin, configured under its name."""
     started = []
 
-    def start(name, code, kind="sink"):
+    def start(name, code, kind="sink", grace=60):
         folder = tmp_path / "plugins"
         folder.mkdir(mode=0o755)
         (folder / f"{name}.py").write_text(HEAD + code)
@@ -131,7 +131,13 @@ def start(tmp_path):
             "[storages.main]", "shutdown_secs = 1\nstorage = 'main'\n\n[storages.main]"
         )
         config += f'\n[plugins]\ndirs = ["{folder}"]\n\n[{kind}s.{name}]\nplugin = "{name}"\n'
-        started.append(Daemon(tmp_path, config, prefix=[sys.executable, "-c", HASTY]))
+        started.append(
+            Daemon(
+                tmp_path,
+                config,
+                prefix=[sys.executable, "-c", HASTY.replace(", GRACE\n", f", {grace}\n")],
+            )
+        )
         return started[-1]
 
     yield start
@@ -145,7 +151,7 @@ def create(daemon, *more):
 
 
 def test_one_that_blocks_the_loop_is_named_and_can_be_ended(start):
-    daemon = start("blocker", BLOCKER)
+    daemon = start("blocker", BLOCKER, grace=0.5)
     store_candles(daemon, 10)
     client = daemon.start_ctl(
         "session", "create", "--series", SERIES, "--from", "2024-03-01", "--to", "2024-03-02",
@@ -162,7 +168,7 @@ def test_one_that_blocks_the_loop_is_named_and_can_be_ended(start):
 
 
 def test_one_that_never_ends_is_named_and_left(start):
-    daemon = start("clinger", CLINGER)
+    daemon = start("clinger", CLINGER, grace=0.5)
     with daemon.websocket() as client:
         client.ask("ping")
     daemon.process.terminate()
@@ -180,7 +186,7 @@ def test_one_that_floods_the_log_is_told_and_hushed(start):
         "the flood to end",
     )
     lines = [line for line in daemon.log.splitlines() if "look at me" in line]
-    assert 500 <= len(lines) <= 2000
+    assert 500 <= len(lines) <= 15_000, "half at most, however slow the machine"
     assert any('flood="this event is not logged for up to 10 s"' in line for line in lines)
     daemon.stop()
 
