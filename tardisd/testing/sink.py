@@ -26,13 +26,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
 import pytest
 import trio
 
-from tardisd.errors import NotConnected, PluginError, Retry
+from tardisd.errors import NotConnected, PluginError, RequestError, Retry
 from tardisd.market.columns import Batch
 from tardisd.market.decimals import Decimals
 from tardisd.market.series import Series
@@ -40,7 +40,9 @@ from tardisd.market.time import parse_time
 from tardisd.plugins.base import Context
 from tardisd.plugins.sessions import Block, Notice, Session, Sessions
 from tardisd.plugins.sink import Sink, Writer
-from tardisd.testing.blocks import make_blocks
+from tardisd.replay.block import SessionBlock
+from tardisd.replay.merge import Mark
+from tardisd.testing.blocks import make_blocks, make_stream
 from tardisd.testing.ticks import random_candles, random_trades
 
 START = parse_time("2024-02-29T23:58:30Z")
@@ -63,6 +65,10 @@ class SuiteSession:
     def status(self) -> dict[str, Any]:
         """Return the fields of a running session."""
         return {**self.created().fields, "session_id": self.session_id, "clock": 0, "seq": 0}
+
+    def subscribe(self, *words: object, **named: object) -> NoReturn:
+        """Raise RequestError: what was missed cannot be had again."""
+        raise RequestError("wrong_state", "nothing replays here")
 
     def created(self) -> Notice:
         """Return the `session_created` notice."""
@@ -117,6 +123,9 @@ def suite_notices() -> list[Notice]:
         Notice("resumed", {"clock": 1}, request_id="a"),
         Notice("speed_changed", {"clock": 1, "speed": "max"}),
         Notice("skipped", {"from_seq": 1, "to_seq": 2}),
+        Notice("stepped", {"count": 1, "clock": 1}),
+        Notice("sought", {"epoch": 1, "clock": 1}),
+        Notice("barrier", {"epoch": 1, "seq": 1, "clock": 1}),
     ]
 
 
@@ -128,6 +137,10 @@ def end_notice(ticks: int, reason: str = "finished") -> Notice:
 def seqs_of(blocks: Sequence[Block]) -> list[int]:
     """Return the sequence numbers of all ticks."""
     return [block.first_seq + row for block in blocks for row in range(len(block))]
+
+
+def _blocks_of(stream: Sequence[SessionBlock | Mark]) -> list[SessionBlock]:
+    return [item for item in stream if not isinstance(item, Mark)]
 
 
 class Course:
@@ -221,6 +234,20 @@ class SinkSuite:
         async with self.sink(tmp_path) as sink:
             await self._deliver(sink, "s", [*items, end_notice(len(seqs_of(blocks)))])
             assert await self.arrived(tmp_path, "s") == seqs_of(blocks)
+
+    async def test_a_new_epoch_begins_anew(self, tmp_path: Path) -> None:
+        """After a seek numbers begin at 1 again; what came before is kept whole, or given up."""
+        trades = suite_batches()[1:3]  # of which no gap mark is made, that would take a number
+        early = _blocks_of(make_stream([batch[:60] for batch in trades], "s", slice_ticks=50))
+        late = _blocks_of(make_stream([batch[30:] for batch in trades], "s", epoch=2))
+        reset = Notice("reset", {"epoch": 2, "clock": 1, "cause": "seek"})
+        snapshot = Notice("snapshot", {"epoch": 2, "clock": 1, "data": [], "gaps": []})
+        end = Notice("end", {**end_notice(len(seqs_of(late))).fields, "epoch": 2})
+        async with self.sink(tmp_path) as sink:
+            await self._deliver(sink, "s", [*early, reset, snapshot, *late, end])
+            arrived = await self.arrived(tmp_path, "s")
+        assert arrived[-len(seqs_of(late)) :] == seqs_of(late)
+        assert arrived[: -len(seqs_of(late))] in ([], seqs_of(early))
 
     @pytest.mark.parametrize("reason", ["stopped", "failed"])
     async def test_what_was_delivered_before_a_sudden_end_is_there(

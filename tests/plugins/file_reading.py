@@ -50,8 +50,14 @@ def in_order(path: Path) -> tuple[str, int]:
     return (match[1], int(match[2] or 0))
 
 
-def rows_in(folder: Path) -> list[dict[str, Any]]:
+def epoch_of(path: Path) -> int:
+    """Return the epoch that is in the name of a file."""
+    match = re.search(r"\.e(\d+)\.", path.name)
+    return int(match[1]) if match else 1
+
+
+def rows_in(folder: Path, epoch: int | None = None) -> list[dict[str, Any]]:
     """Return the rows of all complete files below a folder, in the order of their parts."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
     paths.sort(key=lambda path: (str(path.parent), in_order(path)))
-    return [row for path in paths for row in rows_of(path)]
+    return [row for path in paths if epoch in {None, epoch_of(path)} for row in rows_of(path)]

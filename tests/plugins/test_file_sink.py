@@ -35,8 +35,12 @@ class FileSuite(SinkSuite):
             yield plugin
 
     async def arrived(self, folder, session_id):
-        seqs = [row["seq"] for row in rows_in(folder / "out" / session_id.replace(":", "%3A"))]
-        return sorted(seqs) if "{symbol}" in self.options["path"] else seqs
+        seqs = []
+        for epoch in (1, 2):
+            place = folder / "out" / session_id.replace(":", "%3A")
+            rows = [row["seq"] for row in rows_in(place, epoch)]
+            seqs += sorted(rows) if "{symbol}" in self.options["path"] else rows
+        return seqs
 
     def broken(self, folder):
         return full_disk()
