@@ -131,9 +131,13 @@ async def seek_trade(rest: Rest, series: Series, start: int) -> int | None:
     Raw trades can be asked for by id only. An aggregate trade tells an id near the place; where
     that is wrong, the place is found by halving.
     """
-    newest = await rest.newest_trade(series)
-    if newest.ids is None or not len(newest) or int(newest.ts_event[0]) < start:
+    for _ in range(1 + BELIEVED_AFTER):  # that nothing is there would cover everything
+        newest = await rest.newest_trade(series)
+        if len(newest) and int(newest.ts_event[0]) >= start:
+            break
+    else:
         return None
+    assert newest.ids is not None
     low, high = -1, int(newest.ids[0])  # trades up to `low` are before, `high` is not
     near = await rest.first_trade_id(series, start)
     probes = [] if near is None or near >= high else [max(near - _NEAR // 2, 0), near]

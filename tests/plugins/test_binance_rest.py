@@ -227,6 +227,14 @@ async def test_an_empty_answer_to_the_first_question_is_not_believed(tmp_path):
     assert_same(await fetched(venue, tmp_path, **never(AGGS, HOUR)), AGGS, HOUR)
 
 
+async def test_a_newest_trade_that_is_not_told_is_asked_for_again(tmp_path):
+    """Believed, it would cover all of the span as if nobody had traded."""
+    bad = Misreport(match="api/v3/trades", change=faults.empty, times=2)
+    venue = venue_of(RAW, faults=[bad])
+    assert_same(await fetched(venue, tmp_path, **never(RAW, HOUR)), RAW, HOUR)
+    assert len(asked(venue, "api/v3/trades")) == 3
+
+
 TROUBLES = {
     "500": Refuse(status=500, times=2),
     "503": Refuse(status=503, times=2),
