@@ -1,4 +1,4 @@
-"""A daemon beside a real Redis that dies and comes back, and beside one that is not there."""
+"""A daemon beside a real Redis that dies, comes back, and may have forgotten everything."""
 
 from __future__ import annotations
 
@@ -25,11 +25,6 @@ url = "{url}"
 password = {{ env = "REDIS_SECRET" }}
 stream = true
 
-[sinks.astray]
-plugin = "redis"
-url = "redis://:hunter2@127.0.0.1:1/0"
-patience_secs = 0
-
 [sinks.files]
 plugin = "file"
 path = "{{folder}}/out/{{session_id}}.ndjson"
@@ -43,18 +38,17 @@ def server(tmp_path):
 
 
 def test_killed_and_revived_during_a_replay(server, tmp_path):
-    config = CONFIG.replace("[storages.main]", "shutdown_secs = 1\n\n[storages.main]")
-    config += CONFIGURED.format(url=server.url)
+    config = CONFIG + CONFIGURED.format(url=server.url)
     with running(tmp_path, config, environ={"REDIS_SECRET": "hunter2"}) as daemon:
         [series] = store_candles(daemon, DAYS * 1440)
         daemon.ctl(
             "session", "create", "--series", series, "--from", "2024-03-01",
             "--to", f"2024-03-0{DAYS + 1}", "--speed", "max", "--id", "s", "--paused",
-            "--sink", "redis", "--sink", "astray", "--sink", "files",
+            "--sink", "redis", "--sink", "files",
         )  # fmt: skip
         client = server.client()
         client("AUTH", "hunter2")
-        assert client("SISMEMBER", "replay:paused", "s")
+        wait_for(lambda: client("SISMEMBER", "replay:paused", "s"), "it to be among the paused")
         server.kill()
         daemon.ctl("session", "resume", "s")
         server.start()
@@ -78,8 +72,6 @@ def test_killed_and_revived_during_a_replay(server, tmp_path):
         assert digest.hexdigest() == shown["end"]["hash"]
         lines = (tmp_path / "out" / "s.ndjson").read_text().splitlines()
         assert [json.loads(line)["seq"] for line in lines] == seqs
-        lost = wait_for(lambda: state("astray")["error"], "the other to say what is wrong")
-        assert lost.startswith("redis at 127.0.0.1:1 cannot be reached: ")
         assert "hunter2" not in daemon.log + daemon.ctl("config", "show")
 
 
@@ -134,7 +126,6 @@ def test_a_durable_session_goes_on_where_the_stream_ends(server, tmp_path):
     for _, row in entries(client, "s"):
         epochs[row["epoch"]].append(int(row["seq"]))
     assert epochs["1"] == list(range(1, len(epochs["1"]) + 1))
-    assert len(epochs["1"]) > 1000
     shown = json.loads(client("GET", "replay:session:s"))
     assert epochs["2"] == list(range(1, shown["end"]["ticks"] + 1))
     assert len(epochs["2"]) == (DAYS - 1) * 1440 + 1

@@ -1,4 +1,4 @@
-"""A daemon beside a receiver that fails now and then, and beside one that is not there."""
+"""A daemon beside a receiver that fails now and then, and beside servers that are not there."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ backoff_secs = 0.01
 batch_ms = 0
 max_attempts = 3
 
+[sinks.adrift]
+plugin = "redis"
+url = "redis://:hunter2@127.0.0.1:1/0"
+patience_secs = 0
+
 [sinks.files]
 plugin = "file"
 path = "{{folder}}/out/{{session_id}}.ndjson"
@@ -44,6 +49,7 @@ def test_one_that_fails_harms_no_other(tmp_path):
         with running(tmp_path, config, environ={"HOOK_SECRET": "hush"}) as daemon:
             [series] = store_candles(daemon, COUNT)
             words = ["--sink", "hook", "--sink", "astray", "--sink", "files", "--id", "s"]
+            words += ["--sink", "adrift"]
             words += ["--from", "2024-03-01", "--to", f"2024-03-0{DAYS + 1}", "--speed", "max"]
             daemon.ctl("session", "create", "--series", series, *words)
 
@@ -57,6 +63,8 @@ def test_one_that_fails_harms_no_other(tmp_path):
             assert server.seqs() == list(range(1, COUNT + 1))
             lines = (tmp_path / "out" / "s.ndjson").read_text().splitlines()
             assert len(lines) == COUNT
+            lost = wait_for(lambda: state("adrift")["error"], "redis to say what is wrong")
+            assert lost.startswith("redis at 127.0.0.1:1 cannot be reached: ")
             error = state("astray")["error"]
             assert error.startswith("http://127.0.0.1:1/hook: no answer: ")
             shown = daemon.log + daemon.ctl("config", "show") + error
