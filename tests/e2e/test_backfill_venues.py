@@ -246,6 +246,8 @@ def test_months_through_faults_and_kills(tmp_path, name):
     found = trio.run(stored, tmp_path / "data", {batch.series: span for batch in truth})
     for batch in truth:
         expected = batch.within(span)
+        lost = np.setdiff1d(expected.ts_event, found[batch.series].ts_event)
+        assert not len(lost), f"{batch.series} lacks {len(lost)} rows from {lost[0]} to {lost[-1]}"
         assert len(found[batch.series]) == len(expected) > 1000
         assert bool(same_rows(found[batch.series], expected).all())
 
