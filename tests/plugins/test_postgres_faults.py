@@ -220,9 +220,30 @@ async def test_rows_that_a_read_still_wants_are_kept_aside(tmp_path, schema, mon
             assert beside.execute(count).fetchone() == (0, 0)
 
 
+async def test_a_reader_that_waits_gets_its_locks_back(tmp_path, schema, monkeypatch):
+    """A paced session asks for no rows for hours, and others find the lost server first."""
+    monkeypatch.setattr(reading, "READ_ROWS", 1000)
+    monkeypatch.setattr(pins, "LOOK_SECS", 0.01)
+    batch = random_trades(TRADES, ROWS, START)
+    async with opened(schema, tmp_path) as storage, opened(schema, tmp_path) as other:
+        await storage.append(TRADES, page_with(batch))
+        with sql(schema) as beside:
+            async with storage.read(TRADES, ALL_TIME) as batches:
+                found = [await batches.receive()]
+                for _ in range(3):
+                    terminate(beside, schema)
+                    await storage.coverage(TRADES)
+                    with trio.fail_after(60):
+                        await until(lambda: held(beside, schema))
+                assert await other.delete(TRADES, ALL_TIME) == ROWS
+                found += [one async for one in batches]
+            assert same_rows(Batch.concat(found), batch).all()
+
+
 async def test_a_read_whose_rows_are_gone_says_so(tmp_path, schema, monkeypatch):
     """Its locks were lost with a connection, and somebody deletes before it notices."""
     monkeypatch.setattr(reading, "READ_ROWS", 1000)
+    monkeypatch.setattr(pins, "LOOK_SECS", 3600)
     batch = random_trades(TRADES, ROWS, START)
     async with opened(schema, tmp_path) as storage:
         await storage.append(TRADES, page_with(batch))
