@@ -78,6 +78,10 @@ class Analyzer(Plugin[OptionsT]):
         """How much market time (ns) an analysis needs to have seen."""
         return 0
 
+    def warmup_for(self, request: SessionRequest) -> int:
+        """Return how much (ns) one session needs, where that depends on what it replays."""
+        return self.warmup
+
     def start(self, request: SessionRequest) -> Analysis | None:
         """Begin to derive ticks for a session (again after each seek), or None."""
         return None

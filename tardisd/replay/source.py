@@ -146,7 +146,9 @@ class Source:
 
         Analyses need to have seen what lies before it; then they are opened so much earlier.
         """
-        at, warmup = begin, max((one.warmup for one in self.analyzers.values()), default=0)
+        at, request, warmup = begin, self.request, 0
+        if begin is not None and request is not None:
+            warmup = max((it.warmup_for(request) for it in self.analyzers.values()), default=0)
         if begin is not None and warmup:
             begin = Position(max(self.span.start, begin.release - warmup))
         analyses = Analyses(self.session_id)
