@@ -20,7 +20,7 @@ demo: $(VENV)/.runtime
 	@$(BIN)/tardisd demo $(DEMO_ARGS)
 
 test: check
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

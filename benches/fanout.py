@@ -99,9 +99,10 @@ def main() -> None:
             (f"{clients} clients: ticks per second, Node ws", f"{node_rate:,.0f}", ""),
             ("  times Node", f"{rate / node_rate:.1f}", ">= 20"),
             ("  processor time per tick and client", f"{cpu * 1e9:.0f} ns", ""),
-            ("  memory per client that waits", f"{each / 1000:.1f} kB", "<= 40 kB"),
             ("  peak memory of the daemon", f"{peak / 2**20:.0f} MiB", ""),
         ]
+        if clients == max(CROWDS):  # of a few clients it cannot be told from other memory
+            rows.append(("  memory per client that waits", f"{each / 1000:.1f} kB", "<= 40 kB"))
         kept[str(clients)] = {"ours": mine, "theirs": node_s}
     crowd.table("one session, many clients", rows)
     harness.save("fanout", kept)

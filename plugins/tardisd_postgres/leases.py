@@ -1,17 +1,18 @@
 """Leases: the right of one daemon to fetch a series, for as long as it is alive; fetches nothing.
 
 A lease is a row with an owner and a time at which it expires, by the server's clock. Its owner
-renews it thrice in that time. A daemon that dies stops renewing, and whoever waits gets it then.
+renews it thrice in that time. A daemon that dies stops renewing, and whoever waits gets it then;
+the same daemon, started anew, gets it at once, because a file in its data folder says who it is.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -27,13 +28,30 @@ POLL_SECS = 1.0
 _KEY = "exchange = %s AND kind = %s AND venue_id = %s AND data_type = %s"
 
 
+def _new_owner() -> str:
+    return f"{socket.gethostname()}:{secrets.token_hex(8)}"
+
+
 class Leases:
     """The leases that this instance holds or waits for."""
 
     def __init__(self, access: Access, lease_secs: float) -> None:
         self._access = access
         self._secs = lease_secs
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._owner = _new_owner()
+
+    def identify(self, path: Path) -> None:
+        """Be the owner that the file names, or name this one there; does I/O."""
+        try:
+            found = path.read_text(encoding="utf-8").strip()
+        except OSError:
+            found = ""
+        # A copied folder must not make two machines one.
+        if found.startswith(f"{socket.gethostname()}:"):
+            self._owner = found
+            return
+        with suppress(OSError):  # nowhere to write: a later start is then somebody else
+            path.write_text(f"{self._owner}\n", encoding="utf-8")
 
     @asynccontextmanager
     async def held(self, series: Series) -> AsyncIterator[None]:

@@ -3,7 +3,9 @@
 Whoever replaces or removes rows asks whether anybody, in any daemon, reads the series. The answer
 is an advisory lock: readers share it, and the one who removes tries to take it alone. Such locks
 end with their connection, so a daemon that dies leaves none behind. When the connection breaks, the
-locks are taken anew; what was removed meanwhile shows in `series.purged`, so nothing rests on them.
+locks are taken anew: by the reader that notices, else within seconds, for the reader of a paced
+session may want nothing for hours. What was removed meanwhile shows in `series.purged`, so nothing
+that is read rests on them.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import psycopg
 import trio
 
-from tardisd_postgres.access import Access
+from tardisd.errors import StorageError
+from tardisd_postgres.access import Access, only
 from tardisd_postgres.schema import Connection
+
+LOOK_SECS = 2.0
 
 
 def lock_class(schema: str) -> int:
@@ -47,9 +52,14 @@ class Pins:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Give the connection back at the end."""
+        """See that the locks are there; give the connection back at the end."""
         try:
-            yield
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._look)
+                yield
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise only(group) from None
         finally:
             if self._connection is not None:
                 self._connection.close()
@@ -76,6 +86,15 @@ class Pins:
     async def renew(self) -> None:
         """Take the locks anew after the server was away. Raises StorageError."""
         await self._access.patiently(self._take, self._thread, self._turn)
+
+    async def _look(self) -> None:
+        """Renew the locks of readers that may be waiting for something else than rows."""
+        while True:
+            await trio.sleep(LOOK_SECS)
+            if self._readers:
+                # What is wrong the readers are told when they want rows.
+                with suppress(StorageError):
+                    await self.renew()
 
     async def _let_go(self) -> None:
         async with self._turn:

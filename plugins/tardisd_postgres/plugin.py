@@ -98,6 +98,8 @@ class PostgresStorage(Storage[PostgresOptions]):
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Make or migrate the tables and hold connections. Raises StorageError, StorageNewer."""
+        owner = self.context.data_dir / f"{self.context.name}.owner"
+        await trio.to_thread.run_sync(self._leases.identify, owner)
         async with self._access.opened(), self._pins.opened():
             yield
 

@@ -103,6 +103,10 @@ class Server:
         """Stop it; `immediate` is a crash as far as clients and data are concerned."""
         self.run("pg_ctl", "-s", "-w", "-D", self.folder / "data", "-m", mode, "stop")
 
+    def kill(self):
+        """End it as a crash does."""
+        self.stop()
+
     @property
     def runs(self):
         return (self.folder / "data" / "postmaster.pid").exists()

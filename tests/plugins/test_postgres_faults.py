@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import services
 import trio
@@ -25,7 +27,7 @@ from tardisd.market.span import Coverage, Span
 from tardisd.plugins.storage import Appended
 from tardisd.testing.engine import run_engine
 from tardisd.testing.memory import MemoryStorage
-from tardisd.testing.storage_model import START
+from tardisd.testing.storage_model import START, Draw, Model, joined, rows_of
 from tardisd.testing.storage_pages import ALL_TIME, CANDLES, TEXT_IDS, TRADES, cut, page_with, read
 from tardisd.testing.ticks import random_candles, random_trades
 from tardisd_postgres import access, catalogue, pins, reading, ticks
@@ -218,9 +220,30 @@ async def test_rows_that_a_read_still_wants_are_kept_aside(tmp_path, schema, mon
             assert beside.execute(count).fetchone() == (0, 0)
 
 
+async def test_a_reader_that_waits_gets_its_locks_back(tmp_path, schema, monkeypatch):
+    """A paced session asks for no rows for hours, and others find the lost server first."""
+    monkeypatch.setattr(reading, "READ_ROWS", 1000)
+    monkeypatch.setattr(pins, "LOOK_SECS", 0.01)
+    batch = random_trades(TRADES, ROWS, START)
+    async with opened(schema, tmp_path) as storage, opened(schema, tmp_path) as other:
+        await storage.append(TRADES, page_with(batch))
+        with sql(schema) as beside:
+            async with storage.read(TRADES, ALL_TIME) as batches:
+                found = [await batches.receive()]
+                for _ in range(3):
+                    terminate(beside, schema)
+                    await storage.coverage(TRADES)
+                    with trio.fail_after(60):
+                        await until(lambda: held(beside, schema))
+                assert await other.delete(TRADES, ALL_TIME) == ROWS
+                found += [one async for one in batches]
+            assert same_rows(Batch.concat(found), batch).all()
+
+
 async def test_a_read_whose_rows_are_gone_says_so(tmp_path, schema, monkeypatch):
     """Its locks were lost with a connection, and somebody deletes before it notices."""
     monkeypatch.setattr(reading, "READ_ROWS", 1000)
+    monkeypatch.setattr(pins, "LOOK_SECS", 3600)
     batch = random_trades(TRADES, ROWS, START)
     async with opened(schema, tmp_path) as storage:
         await storage.append(TRADES, page_with(batch))
@@ -305,3 +328,34 @@ def test_a_session_is_the_same_over_any_storage(tmp_path, schema):
 def test_locks_of_schemas_differ():
     assert pins.lock_class("one") != pins.lock_class("two")
     assert all(-(2**31) <= pins.lock_class(str(at)) < 2**31 for at in range(100))
+
+
+@pytest.mark.parametrize("series", [TRADES, CANDLES, TEXT_IDS], ids=str)
+async def test_like_the_model_while_connections_are_cut(tmp_path, schema, series):
+    chance = random.Random(3)
+    draw, model = Draw(series, chance), Model(series)
+
+    async def cut_now_and_then():
+        with sql(schema) as beside:
+            while True:
+                await trio.sleep(chance.random() * 0.1)
+                await in_thread(terminate, beside, schema)
+
+    async with opened(schema, tmp_path) as storage, trio.open_nursery() as nursery:
+        nursery.start_soon(cut_now_and_then)
+        for _ in range(25):
+            match chance.choices(["append", "delete", "gap"], [8, 1, 1])[0]:
+                case "append":
+                    page = draw.page()
+                    assert await storage.append(series, page) == model.append(page)
+                case "delete":
+                    span = draw.span()
+                    assert await storage.delete(series, span) == model.delete(span)
+                case "gap":
+                    gaps = [draw.gap()]
+                    await storage.record_gaps(series, gaps)
+                    model.record_gaps(gaps)
+            assert rows_of(await read(storage, series)) == model.read(ALL_TIME)
+            assert await storage.coverage(series) == model.coverage
+            assert joined(await storage.gaps(series)) == model.gaps
+        nursery.cancel_scope.cancel()

@@ -37,7 +37,7 @@ from test_postgres_shared import TRADES, pages_of
 
 async def main(schema, seed):
     total = Appended()
-    async with opened(schema, Path(".")) as plugin:
+    async with opened(schema, Path("not there")) as plugin:
         print("ready", flush=True)
         sys.stdin.readline()
         for page in pages_of(seed):
@@ -55,7 +55,7 @@ from postgres_rig import opened
 from test_postgres_shared import TRADES
 
 async def main(schema):
-    async with opened(schema, Path(".")) as plugin, plugin.lease(TRADES):
+    async with opened(schema, Path("not there")) as plugin, plugin.lease(TRADES):
         print("held", flush=True)
         await trio.sleep_forever()
 
@@ -139,7 +139,7 @@ async def test_processes_append_at_once(tmp_path, schema, process):
 async def test_one_holds_a_lease_and_others_wait(tmp_path, schema, monkeypatch):
     monkeypatch.setattr(leases, "POLL_SECS", 0.01)
     order = []
-    async with opened(schema, tmp_path) as one, opened(schema, tmp_path) as two:
+    async with opened(schema, tmp_path) as one, opened(schema, tmp_path / "other") as two:
 
         async def wait():
             async with two.lease(TRADES):
@@ -172,6 +172,18 @@ async def test_a_dead_daemon_loses_its_lease(tmp_path, schema, process, monkeypa
             beside.execute("UPDATE lease SET expires_at = clock_timestamp() - interval '1 second'")
         async with storage.lease(TRADES):
             pass
+
+
+async def test_a_daemon_that_is_started_anew_has_its_leases(tmp_path, schema):
+    async with opened(schema, tmp_path) as one, opened(schema, tmp_path / "other") as other:
+        assert await one._access.write(lambda link: one._leases._take(TRADES, link)) is None
+        taken = await other._access.write(lambda link: other._leases._take(TRADES, link))
+        assert taken == one._leases._owner
+    async with opened(schema, tmp_path) as again, again.lease(TRADES):
+        assert again._leases._owner == taken
+    (tmp_path / f"{schema}.owner").write_text("another-machine:0123\n")
+    async with opened(schema, tmp_path) as moved:
+        assert moved._leases._owner not in (taken, "another-machine:0123")
 
 
 async def test_a_lease_that_others_took_ends_the_block(tmp_path, schema):

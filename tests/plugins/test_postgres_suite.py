@@ -43,7 +43,7 @@ class TestPostgresInTinySteps(Opening):
 
     @pytest.fixture(autouse=True)
     def _tiny(self, monkeypatch, request):
-        rows = 7 if "model" in request.node.name else 900
+        rows = 23 if "model" in request.node.name else 900
         monkeypatch.setattr(reading, "FIRST_ROWS", rows)
         monkeypatch.setattr(reading, "READ_ROWS", rows)
         monkeypatch.setattr(binary, "PIECE_ROWS", rows)
