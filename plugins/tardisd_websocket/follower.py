@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from tardisd.plugins.requests import Delivery
-from tardisd.plugins.sessions import Block, Evicted, Notice, Rows, Session, Subscription
+from tardisd.plugins.sessions import Block, Evicted, Notice, Resume, Rows, Session, Subscription
 from tardisd_websocket.stream import PIECE_BYTES, FrameStream, frame_header, text_frame
 
 MAX_TICKS = 1000  # in one `ticks` message
@@ -75,6 +75,7 @@ class Follower:
         subscription: Subscription,
         delivery: Delivery,
         frames: FrameStream,
+        resume: Resume | None = None,
     ) -> None:
         self.session = session
         self.subscription = subscription
@@ -87,7 +88,14 @@ class Follower:
         self._frames = frames
         self._leaving = False
         self._waiting: trio.CancelScope | None = None
-        self._epoch, self._seq = 0, 0
+        self._epoch, self._seq = (0, 0) if resume is None else (resume.epoch, resume.from_seq)
+        #: What a snapshot that comes first is of.
+        self._joined: tuple[int, int] | None = None
+        if resume is None:
+            status = session.status()
+            self._joined = status["epoch"], status["seq"]
+            # Until it has that, it comes back as if from before: then it gets a snapshot again.
+            self._epoch = max(1, status["epoch"] - 1)
 
     @property
     def token(self) -> str:
@@ -120,14 +128,19 @@ class Follower:
     async def _write(self, item: Block | Notice) -> None:
         if isinstance(item, Notice):
             await self._send(notice_frame(self.session.session_id, item))
-            self._epoch = item.fields.get("epoch", self._epoch)
-            self._seq = item.fields.get("seq", self._seq)
+            if item.fields.keys() >= {"epoch", "seq"}:  # `sought` only speaks of an epoch
+                self._came_to(item.fields["epoch"], item.fields["seq"])
+            elif item.type == "snapshot" and self._joined is not None:
+                self._came_to(*self._joined)
             return
         for seq, parts in self._encode(item):
             if self._leaving:
                 return
             await self._send(*parts)
-            self._epoch, self._seq = item.epoch, seq
+            self._came_to(item.epoch, seq)
+
+    def _came_to(self, epoch: int, seq: int) -> None:
+        self._epoch, self._seq, self._joined = epoch, seq, None
 
     async def _send(self, *parts: bytes | memoryview) -> None:
         self.sending = True

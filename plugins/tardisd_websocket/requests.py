@@ -231,7 +231,7 @@ class Requests:
     ) -> Follower:
         name = f"client {self._client_id}"
         subscription = session.subscribe(when_full, (delivery,), name, resume, lockstep)
-        follower = Follower(session, subscription, delivery, self._frames)
+        follower = Follower(session, subscription, delivery, self._frames, resume)
         self.followers[session.session_id] = follower
         return follower
 

@@ -82,12 +82,23 @@ class Audience:
 
     def reset(self, notice: Notice) -> None:
         """Tell all that a new epoch begins: what was queued or missed of the old one is void."""
-        for follower, scope in list(self._behind.items()):
-            scope.cancel()
-            self.join(follower)
+        self._gather()
         for follower in self._present.copy():
             follower.void()
             follower.notify(notice)
+
+    def go_round(self, notice: Notice) -> None:
+        """Tell all that a new epoch begins because the old one is over: it is received whole."""
+        self._gather()
+        for follower in self._present.copy():
+            follower.go_round()
+            follower.notify(notice)
+
+    def _gather(self) -> None:
+        """Have those join who catch up with an epoch that is over."""
+        for follower, scope in list(self._behind.items()):
+            scope.cancel()
+            self.join(follower)
 
     def end(self, notice: Notice) -> None:
         """Tell all that this is the end; those that catch up hear it when they have all."""

@@ -177,6 +177,8 @@ class Course:
             slice_.sent_ms = wall_ms()
             progress.released(block, row, upto, slice_)
             stage.time.reached(slice_.last_release, int(release[row]))
+            if self.pause_at is not None and slice_.last_release >= self.pause_at:
+                self.pause_at = None  # stepped over
             row = upto
             stage.audience.push(slice_)
             if self.steps is not None:
@@ -285,7 +287,7 @@ class Course:
 
     def snapshot_notice(self, snapshot: Snapshot, clock: int) -> Notice:
         """Return the `snapshot` message of this epoch at a market time (ns)."""
-        fields = {"epoch": self.number, "clock": clock // MILLISECOND, **snapshot.fields()}
+        fields = {"epoch": self.number, "clock": clock // MILLISECOND, **snapshot.fields(clock)}
         return Notice("snapshot", fields)
 
     # ---- steps
@@ -303,11 +305,15 @@ class Course:
             self.end_steps()
 
     def end_steps(self) -> None:
-        """End a step, done or not; idempotent."""
+        """End a step forward, done or not; idempotent."""
         steps, self.steps = self.steps, None
         self.stage.time.stepping = False
         if steps is not None:
             self._tell_stepped(steps, steps.taken)
+
+    def end_all_steps(self) -> None:
+        """End a step in either direction, because the epoch is over."""
+        self.end_steps()
         if self.stepped_back is not None:  # the epoch is over before it could be told
             self._tell_stepped(self.stepped_back, -self.stepped_back.taken)
             self.stepped_back = None

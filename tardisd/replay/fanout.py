@@ -69,7 +69,8 @@ class Follower:
         self.last_seq = 0
         #: The last barrier sent, and the last seq acknowledged, of the epoch that is on.
         self.barrier_seq = self.acknowledged = 0
-        self.held: object | None = None
+        #: Ends the task that reads what comes first.
+        self.held: trio.CancelScope | None = None
         self.behind = False
         #: Whether the end waits until it has dealt with all: it may have something to say.
         self.awaited = False
@@ -165,10 +166,33 @@ class Follower:
             if isinstance(item, Notice) and item.type not in _OF_AN_EPOCH
         ]
         self._queue = deque(kept)
-        self._ticks = self._bytes = self.last_seq = self.barrier_seq = self.acknowledged = 0
-        self.heard_seq = 0
-        self.full_since = self.held = None
+        self._ticks = self._bytes = 0
+        self.full_since = None
+        self._let_go()
+        self._number_anew()
         self._arrived.set()
+
+    def go_round(self) -> None:
+        """Begin another epoch behind what is queued of the one that is over.
+
+        One that need not have all, and is many rounds behind, begins with the new one.
+        """
+        if self.policy in {"drop_oldest", "conflate"} and len(self._queue) > self._many_items:
+            self.void()
+        self._number_anew()
+
+    @property
+    def _many_items(self) -> int:
+        return self._limits.most_items // 2
+
+    def _number_anew(self) -> None:
+        self.last_seq = self.heard_seq = self.barrier_seq = self.acknowledged = 0
+
+    def _let_go(self) -> None:
+        """Hold it no longer: what was to come first is not waited for any more."""
+        if self.held is not None:
+            self.held.cancel()
+            self.held = None
 
     def let(self, *first: Notice) -> None:
         """Hold the follower no longer; it receives `first` before all that is queued."""
@@ -199,7 +223,7 @@ class Follower:
         self._cut_off.set()
         self._queue.clear()
         self._ticks = self._bytes = 0
-        self.held = None
+        self._let_go()
         self._arrived.set()
         self._ties.leave(self)
 
@@ -237,7 +261,7 @@ class Follower:
         self._ended = True
         self._queue.clear()
         self._ticks = self._bytes = 0
-        self.held = None
+        self._let_go()
         self._arrived.set()
         self._ties.leave(self)
 

@@ -65,7 +65,7 @@ class Door:
             for notice in first:
                 follower.notify(notice)
         elif course.has_begun:
-            follower.held = object()
+            follower.held = trio.CancelScope()
             where = (progress.position, stage.time.market())
             self._spawn(give_snapshot, self._source, course, *where, follower, first)
         if end is None:
@@ -127,15 +127,19 @@ async def give_snapshot(
     first: Sequence[Notice],
 ) -> None:
     """Let a held follower go; it first receives `first`, and a snapshot of the position."""
-    token = follower.held
+    scope = follower.held
+    if scope is None:
+        return  # it has gone already
     found: list[Notice] = []
 
     async def take() -> None:
         found.append(course.snapshot_notice(await take_snapshot(source, course, position), clock))
 
-    error = await attempt(take)
-    if follower.held is not token:
-        return  # it has gone, or the session was sought meanwhile
+    error: Exception | None = None
+    with scope:  # cancelled when it goes, or the session is sought meanwhile
+        error = await attempt(take)
+    if follower.held is not scope:
+        return
     if error is not None:
         follower.evict(f"no snapshot could be made: {describe(error)}")
     else:

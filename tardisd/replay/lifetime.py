@@ -16,7 +16,7 @@ from tardisd.log import Log
 from tardisd.market.time import MILLISECOND
 from tardisd.plugins.sessions import Notice, SessionRequest, Subscription
 from tardisd.replay.audience import Audience
-from tardisd.replay.course import Course, Stage
+from tardisd.replay.course import Course, Stage, Steps
 from tardisd.replay.joining import Door, Spawn
 from tardisd.replay.position import Position
 from tardisd.replay.prepare import Opening
@@ -24,7 +24,7 @@ from tardisd.replay.records import Place
 from tardisd.replay.report import SinkFacts
 from tardisd.replay.source import Source
 from tardisd.replay.timeline import Timeline, Tuning
-from tardisd.supervise import attempt, describe
+from tardisd.supervise import attempt, describe, result_of
 
 log = Log("tardisd.sessions")
 
@@ -60,6 +60,8 @@ class Lifetime:
             request, self._time, self._audience, tuning, lambda: self._verbs, self._pause_itself
         )
         self._verbs = 0
+        #: The step back whose position is looked for.
+        self._going_back: Steps | None = None
         self._scope = trio.CancelScope()
         self._begun = trio.Event()
         self._door = Door(self._source, spawn, lambda: self.end_notice)
@@ -131,14 +133,15 @@ class Lifetime:
 
     def _replace(self, begin: Position, cause: str) -> None:
         """Begin a new epoch at a position; the loop goes on with it."""
-        self._course.end_steps()
+        self._course.end_all_steps()
+        self._going_back = None
         self._course = self._make_course(self.epoch + 1, begin, cause)
         self._time.jump(begin.release)
         self._verbs += 1
         self._scope.cancel()
 
-    def _tell_reset(self, **fields: object) -> None:
-        self._audience.reset(self._course.reset_notice(**fields))
+    def _tell_reset(self) -> None:
+        self._audience.reset(self._course.reset_notice())
 
     def _halt(self) -> None:
         if self.status_name == "active":
@@ -196,7 +199,7 @@ class Lifetime:
             await trio.sleep(_EMPTY_LOOP_SECS)
         done = {"ticks": course.progress.ticks, "hash": course.progress.hash().hexdigest()}
         self._replace(Position(self.request.start), "loop")
-        self._tell_reset(**done)
+        self._audience.go_round(self._course.reset_notice(**done))
 
     # ---- the end
 
@@ -209,15 +212,19 @@ class Lifetime:
         """End the session for good; followers get `end` after what is queued. Idempotent."""
         if self.has_ended:
             return
-        self._course.end_steps()
+        progress = self._course.progress
+        digest, error = result_of(lambda: progress.hash().hexdigest())
+        if error is not None:  # the hash of the last block was not to be had
+            log.error("session not hashed", session=self.session_id, error=describe(error))
+            reason, message = "failed", "internal error; the log of the daemon says more"
+        self._course.end_all_steps()
         self._time.halt()
         self.status_name = reason
-        progress = self._course.progress
         fields: dict[str, Any] = {
             "epoch": self.epoch,
             "reason": reason,
             "ticks": progress.ticks,
-            "hash": progress.hash().hexdigest(),
+            "hash": digest or "",
         }
         if data_changed:
             fields["data_changed"] = True

@@ -36,9 +36,13 @@ class Snapshot:
     data: bytes
     gaps: Sequence[Mark]
 
-    def fields(self) -> dict[str, Any]:
-        """Return the fields of a `snapshot` message that come from the data."""
-        return {"data": msgspec.Raw(self.data), "gaps": [gap_fields(mark) for mark in self.gaps]}
+    def fields(self, clock: int) -> dict[str, Any]:
+        """Return the fields of a `snapshot` message that come from the data, at a time (ns).
+
+        Time may have passed the end of a gap since the last tick.
+        """
+        gaps = [gap_fields(mark) for mark in self.gaps if mark.gap.span.end > clock]
+        return {"data": msgspec.Raw(self.data), "gaps": gaps}
 
 
 def gap_fields(mark: Mark) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class ReplaySession(Lifetime):
         """Let the clock run on; a running session stays as it is."""
         self._refuse_if_ended("resume")
         self._course.end_steps()
+        self._going_back = None
         if self.status_name == "paused":
             self.status_name = "active"
             if self._begun.is_set():
@@ -106,14 +107,16 @@ class ReplaySession(Lifetime):
             )
         if abs(count) > MAX_STEP:
             raise RequestError("too_large", f"count: {count} ticks; at most {MAX_STEP} in a step")
-        if self._course.steps is not None or self._course.stepped_back is not None:
+        course = self._course
+        if course.steps or course.stepped_back or self._going_back:
             raise RequestError("wrong_state", "another step is under way; wait for `stepped`")
         steps = Steps(count, by, request_id)
         if count > 0:
             self._verbs += 1
-            self._course.begin_steps(steps)
+            course.begin_steps(steps)
         elif count < 0:
-            self._spawn(self._step_back, steps, self._course)
+            self._going_back = steps
+            self._spawn(self._step_back, steps, course)
         else:
             steps.end(self._tell("stepped", by, request_id, count=0))
         return steps
@@ -129,7 +132,10 @@ class ReplaySession(Lifetime):
             )
 
         error = await attempt(find)
-        if error is not None or course is not self._course or self.has_ended:
+        is_wanted = self._going_back is steps and not self.has_ended
+        if is_wanted:
+            self._going_back = None
+        if error is not None or not is_wanted:
             text = "the session moved meanwhile" if error is None else describe(error)
             steps.fail(RequestError("wrong_state", f"cannot step back: {text}"))
             return
@@ -153,8 +159,7 @@ class ReplaySession(Lifetime):
         """End the session; every follower gets `end` with reason `stopped`."""
         self._refuse_if_ended("stop")
         reply = Notice("stopped")
-        if isinstance(by, Follower):
-            by.notify(reply.answering(request_id))
+        self._audience.tell(reply, by, request_id)
         self.finish("stopped")
         return reply
 

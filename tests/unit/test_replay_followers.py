@@ -235,6 +235,7 @@ def test_the_one_who_asks_hears_its_own_id_and_the_others_do_not():
             ("resumed", None),
             ("paused", None),
             ("speed_changed", None),
+            ("stopped", None),
             ("end", None),
         ]
 
