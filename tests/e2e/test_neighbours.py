@@ -215,7 +215,7 @@ def test_every_way_out_of_every_storage_has_one_hash(town):
 def test_each_neighbour_is_killed_thrice_during_a_replay_and_a_backfill(town):
     """At seeded ticks, all of them while the replay and the backfill are both under way."""
     daemon, venue, chance = town.daemon, town.venue, random.Random(11)
-    span = ("2024-03-01", "2024-03-03T12:00:00Z")
+    span = ("2024-03-01", "2024-03-03T00:00:00Z")
     weeks = ("2024-03-01", f"2024-03-{1 + FETCHED_DAYS}")
     town.fill("postgres", MADE, *span)
     town.create("drill", "postgres", MADE, *span)
@@ -226,25 +226,30 @@ def test_each_neighbour_is_killed_thrice_during_a_replay_and_a_backfill(town):
     postgres = Neighbour(town.postgres, "database away, waiting for it", "database back")
     redis = Neighbour(town.redis, "redis lost", "redis is back")
     hook = Neighbour(town.hook, "webhook fails, so requests pause", "webhook answers again")
-    order = [postgres, redis, hook] * KILLS
-    chance.shuffle(order)
-    for moment, one in zip(sorted(chance.sample(range(1, 25_000), len(order))), order, strict=True):
+    rounds = [chance.sample([postgres, redis, hook], 3) for _ in range(KILLS)]
+    first, second, third = rounds  # one by one, two at once, all at once
+    groups = [*([one] for one in first), second[:2], second[2:], third]
+    moments = sorted(chance.sample(range(1, 16_000), len(groups)))
+    for moment, group in zip(moments, groups, strict=True):
         follower.read(moment)
-        steps = [partial(one.kill, daemon)]
+        steps = [partial(one.kill, daemon) for one in group]
         # The first time the backfill stays held until the replay has met it, by itself.
-        alone = one is postgres and not one.kills
-        if one is postgres:
-            venue.await_hold(one.kills)
-            steps += [] if alone else [partial(venue.let_go, one.kills)]
-            chance.shuffle(steps)
+        alone = postgres in group and not postgres.kills
+        if postgres in group:
+            venue.await_hold(postgres.kills)
+            steps += [] if alone else [partial(venue.let_go, postgres.kills)]
+        chance.shuffle(steps)
         for step in steps:
             step()
-        follower.read_until(partial(one.is_missed, daemon))
+        # One is enough: while the session waits for it, nobody may ask for the others.
+        follower.read_until(lambda group=group: any(one.is_missed(daemon) for one in group))
         assert daemon.ask("backfill.show", job=job)["ended_at"] is None
         assert daemon.ask("session.show", session_id="drill")["status"] == "active"
         if alone:
             venue.let_go(0)
-        one.service.start()
+        for one in chance.sample(group, len(group)):
+            one.service.start()
+    assert [one.kills for one in (postgres, redis, hook)] == [KILLS] * 3
     venue.let_all_go()
 
     received = follower.read_all()
