@@ -32,9 +32,13 @@ class Reports:
 
 @dataclass
 class Analyses:
-    """The running analyses of one reading of a session."""
+    """The running analyses of one reading of a session.
+
+    `warmup` is how much market time (ns) they need to have seen before what they derive counts.
+    """
 
     session_id: str
+    warmup: int = 0
     running: dict[str, tuple[Analysis, frozenset[str]]] = field(default_factory=dict)
 
     @classmethod
@@ -44,11 +48,13 @@ class Analyses:
         """Return what the analyzers begin for a session; not all of them derive anything."""
         found = cls(session_id)
         for name, analyzer in analyzers.items():
-            analysis, error = result_of(partial(analyzer.start, request))
+            begun, error = result_of(partial(_begun, analyzer, request))
             if error is not None:
                 found._failed(name, describe(error))
-            elif analysis is not None:
+            elif begun is not None:
+                analysis, warmup = begun
                 found.running[name] = (analysis, analyzer.consumes)
+                found.warmup = max(found.warmup, warmup)
         return found
 
     def extend(self, window: Window) -> Window:
@@ -92,6 +98,11 @@ class Analyses:
 
     def _failed(self, name: str, text: str) -> None:
         log.error("analyzer failed", analyzer=name, session=self.session_id, error=text)
+
+
+def _begun(analyzer: Analyzer[Any], request: SessionRequest) -> tuple[Analysis, int] | None:
+    analysis = analyzer.start(request)
+    return None if analysis is None else (analysis, int(analyzer.warmup_for(request)))
 
 
 def _derived(analysis: Analysis, batches: Sequence[Batch], window: Window) -> list[Batch]:

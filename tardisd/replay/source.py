@@ -146,14 +146,11 @@ class Source:
 
         Analyses need to have seen what lies before it; then they are opened so much earlier.
         """
-        at, request, warmup = begin, self.request, 0
-        if begin is not None and request is not None:
-            warmup = max((it.warmup_for(request) for it in self.analyzers.values()), default=0)
-        if begin is not None and warmup:
-            begin = Position(max(self.span.start, begin.release - warmup))
-        analyses = Analyses(self.session_id)
+        at, analyses = begin, Analyses(self.session_id)
         if self.analyzers and self.request is not None:
             analyses = Analyses.started(self.session_id, self.analyzers, self.request)
+        if begin is not None and analyses.warmup:
+            begin = Position(max(self.span.start, begin.release - analyses.warmup))
         async with AsyncExitStack() as stack:
             tracks: list[Track] = []
             channels: dict[Series, _Batches] = {}

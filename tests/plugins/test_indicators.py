@@ -125,6 +125,28 @@ def test_a_seek_changes_no_value(place):
     run_engine(main, analyzers={"ind": plugin}, limits=LIMITS)
 
 
+def test_steps_forth_and_back_count_what_is_derived():
+    plugin = make("ema_9", "vwap", "doji")
+    span = Span(START, START + 60 * MINUTE)
+
+    async def main(engine):
+        await fill(engine)
+        whole = (await engine.play([MINUTES], span, speed="max", analyzers=("ind",))).ticks()
+        session = await engine.create(
+            [MINUTES], span, speed="max", start_paused=True, analyzers=("ind",)
+        )
+        listener = engine.listen(session)
+        session.begin()
+        for count in (100, -31, 7):
+            assert (await session.step(count).wait()).fields["count"] == count
+        session.resume()
+        await listener.done.wait()
+        rest = [t for block in listener.blocks if block.epoch == 2 for t in ticks_of(block)]
+        assert rest == whole[100 - 31 :]
+
+    run_engine(main, analyzers={"ind": plugin}, limits=LIMITS)
+
+
 def test_speed_changes_nothing():
     ends = [
         play(make(), span=Span(START, START + 90 * MINUTE), speed=speed).end

@@ -156,6 +156,11 @@ class Unable(Mean):
         raise OSError("no")
 
 
+class Unsure(Mean):
+    def warmup_for(self, request):
+        raise KeyError("how much")
+
+
 class Prophet(Mean):
     def start(self, request):
         class Ahead(MeanOfThree):
@@ -187,7 +192,7 @@ class Flood(Mean):
         return Many()
 
 
-@pytest.mark.parametrize("cls", [Raising, Unable, Prophet, Liar, Flood])
+@pytest.mark.parametrize("cls", [Raising, Unable, Unsure, Prophet, Liar, Flood])
 def test_one_that_fails_is_named_and_harms_nobody(cls, caplog):
     listener = play(cls, speed="max")
     assert listener.end["reason"] == "finished"
