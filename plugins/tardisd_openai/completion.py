@@ -15,6 +15,7 @@ import msgspec
 
 MOST_LINE_BYTES = 4 * 1024 * 1024
 DONE = "[DONE]"
+_NO_REASON = frozenset({"", "null", "none"})  # some write these as long as they have not ended
 
 
 class Nonsense(Exception):
@@ -65,8 +66,9 @@ class Completion:
             self._parts.append(text_of(said.get("content")))
             if isinstance(said.get("refusal"), str):
                 self.refusal += said["refusal"]
-        if isinstance(choice.get("finish_reason"), str):
-            self.finish = choice["finish_reason"]
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason not in _NO_REASON:
+            self.finish = reason
 
     def whole(self) -> Completion:
         """Return itself, its text put together."""

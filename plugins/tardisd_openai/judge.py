@@ -30,9 +30,22 @@ _PASSING = re.compile(
 )
 _FORMAT = re.compile(r"response_format|json_schema|json_object|structured|schema", re.IGNORECASE)
 _STREAM = re.compile(r"stream", re.IGNORECASE)
+_OTHER_LIMIT = re.compile(r"max_completion_tokens", re.IGNORECASE)
+_NO_TEMPERATURE = re.compile(
+    r"temperature.*(unsupported|not\s+support|only\s+the\s+default)"
+    r"|(unsupported|not\s+support).*temperature",
+    re.IGNORECASE,
+)
 _KEYS = re.compile(r"\b(sk|cr|hs)[-_][A-Za-z0-9*_.…-]{4,}|Bearer\s+\S+", re.IGNORECASE)
 _HTML = re.compile(r"<(!doctype|html|head|body|h1|center|title)\b", re.IGNORECASE)
 _TAGS = re.compile(r"<(script|style).*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+
+_FEATURES = {
+    "max_tokens": _OTHER_LIMIT,
+    "temperature": _NO_TEMPERATURE,
+    "format": _FORMAT,
+    "stream": _STREAM,
+}
 
 
 class Again(Exception):
@@ -48,7 +61,10 @@ class Again(Exception):
 
 
 class Unsupported(Exception):
-    """Raised when the service does not know a feature that was asked for: `format` or `stream`."""
+    """Raised when the service does not know a feature that was asked for.
+
+    That is `format`, `stream`, `max_tokens` (under this name) or `temperature`.
+    """
 
     def __init__(self, feature: str, reason: str) -> None:
         super().__init__(reason)
@@ -149,10 +165,9 @@ def judge_status(
     if status == HTTPStatus.NOT_FOUND:
         raise Refused(f"{full}; check base_url and model")
     if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
-        if _FORMAT.search(told):
-            raise Unsupported("format", full)
-        if _STREAM.search(told):
-            raise Unsupported("stream", full)
+        for feature, words in _FEATURES.items():
+            if words.search(told):
+                raise Unsupported(feature, full)
     raise Failed(full, spent=False)
 
 

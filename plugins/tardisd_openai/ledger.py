@@ -108,14 +108,13 @@ class Ledger:
         return None if row is None else bytes(row[0])
 
     def keep(self, key: bytes, answer: bytes) -> None:
-        """Keep an answer; the first one stays. The oldest go when there are too many."""
+        """Keep an answer. The oldest go when there are too many."""
         with self._using() as db:
             cursor = db.execute(
-                "INSERT OR IGNORE INTO answers (key, answer) VALUES (?, ?)", (key, answer)
+                "INSERT OR REPLACE INTO answers (key, answer) VALUES (?, ?)", (key, answer)
             )
-            if cursor.rowcount:
-                oldest = (cursor.lastrowid or 0) - self._most_answers
-                db.execute("DELETE FROM answers WHERE number <= ?", (oldest,))
+            oldest = (cursor.lastrowid or 0) - self._most_answers
+            db.execute("DELETE FROM answers WHERE number <= ?", (oldest,))
 
     def grant(self, tokens: int, limits: Sequence[Limit]) -> Grant:
         """Book a request and its tokens everywhere, or nowhere. Raises Exhausted."""

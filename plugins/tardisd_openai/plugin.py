@@ -137,9 +137,9 @@ class OpenaiAnalyzer(Analyzer[OpenaiOptions]):
             await asking.wait()
         self._asking[key] = done = trio.Event()
         try:
-            kept = await self._budget.call(partial(self._ledger.answer, key))
+            kept = _decoded(await self._budget.call(partial(self._ledger.answer, key)))
             if kept is not None:
-                return msgspec.json.decode(kept, type=Said), True
+                return kept, True
             said = await self._asked(prompt, session_id)
             await self._keep(key, said)
         finally:
@@ -166,6 +166,14 @@ class OpenaiAnalyzer(Analyzer[OpenaiOptions]):
             f"{self._service.where}: no answer within total_timeout_secs"
             f" ({self.options.total_timeout_secs:g} s)",
         )
+
+
+def _decoded(kept: bytes | None) -> Said | None:
+    """Return what was kept; None when it is not there or cannot be read, so that it is replaced."""
+    try:
+        return None if kept is None else msgspec.json.decode(kept, type=Said)
+    except msgspec.DecodeError:
+        return None
 
 
 class HolysheepAnalyzer(OpenaiAnalyzer):

@@ -75,7 +75,7 @@ class Service:
         self.scrub = Scrubber(options.api_key)
         self._slots = trio.Semaphore(options.max_concurrent)
         self._closed_until = 0.0
-        self._streams = options.stream
+        self._lacks: set[str] = set() if options.stream else {"stream"}
         self._http: httpx.AsyncClient | None = None
 
     @asynccontextmanager
@@ -91,6 +91,7 @@ class Service:
         except (OSError, ssl.SSLError) as error:
             raise PluginError(f"`tls_ca` {options.tls_ca} cannot be used: {error}") from None
         key = options.api_key
+        plain = self._url.scheme == "http" and is_loopback(self._url.host)
         try:
             http = httpx.AsyncClient(
                 headers={
@@ -103,7 +104,7 @@ class Service:
                 ),
                 follow_redirects=False,
                 limits=httpx.Limits(max_connections=options.max_concurrent + 1),
-                verify=verify if self._url.scheme == "https" else False,
+                verify=False if plain else verify,
                 proxy=options.proxy,
                 # A proxy of the environment is not meant for this machine.
                 trust_env=options.proxy is None and not is_loopback(self._url.host),
@@ -164,11 +165,9 @@ class Service:
         return random.uniform(0.0, min(limit, self._options.backoff_max_secs))
 
     async def _attempt(self, fields: Mapping[str, Any], pay: Pay) -> Completion:
-        """Send it once, in one piece instead when the service knows no stream."""
-        streams = self._streams
-        body = dict(fields)
-        if streams:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        """Send it once; and again in other words, when it is told which it does not know."""
+        lacks = frozenset(self._lacks)
+        body = _worded(fields, lacks)
         payment = await pay()
         found = Completion()
         try:
@@ -183,11 +182,13 @@ class Service:
             raise
         except Unsupported as error:
             await payment.settle(None)
-            if error.feature != "stream":
+            if error.feature == "format":
                 raise
-            if not streams:
+            if error.feature in lacks:
                 raise Failed(str(error)) from None
-            self._streams = False  # from now on
+            log.info("ai service lacks a feature", service=self.where, feature=error.feature,
+                     reason=str(error))  # fmt: skip
+            self._lacks.add(error.feature)  # from now on
             return await self._attempt(fields, pay)
         await payment.settle(found.usage)
         return found
@@ -313,6 +314,18 @@ class Service:
                 told = f"no whole answer ({told})"
         spent = not isinstance(error, httpx.ConnectTimeout | httpx.ConnectError)
         return Again(f"{self.where}: {told}", spent=spent)
+
+
+def _worded(fields: Mapping[str, Any], lacks: frozenset[str]) -> dict[str, Any]:
+    """Return the body of a request in words that the service knows."""
+    body = dict(fields)
+    if "stream" not in lacks:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    if "max_tokens" in lacks:
+        body["max_completion_tokens"] = body.pop("max_tokens")
+    if "temperature" in lacks:
+        del body["temperature"]
+    return body
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -36,6 +37,7 @@ from tardisd.config.load import load_config
 from tardisd.errors import PluginError, RequestError
 from tardisd.plugins.analyzer import Question
 from tardisd.testing.analyzer import AnalyzerSuite
+from tardisd_openai import service
 from tardisd_openai.options import OpenaiOptions
 from tardisd_openai.plugin import HolysheepAnalyzer
 
@@ -142,6 +144,10 @@ ODD = {
     ),
     "characters cut in two": (stream(*CUT_LETTERS), LETTERS),
     "all in one piece": (stream(delta("I") + b"\n\n" + delta("t", "stop") + b"\n\n"), "It"),
+    "empty reasons": (
+        stream(*(delta(*it) + b"\n\n" for it in (("I", ""), ("t", "null"), ("", "stop")))),
+        "It",
+    ),
     "no [DONE]": (stream(delta("It") + b"\n\n", delta(None, "stop") + b"\n\n"), "It"),
     "no last line end": (stream(delta("It") + b"\n\n", delta(None, "stop")), "It"),
     "no blank lines": (stream(delta("I") + b"\n" + delta("t", "stop") + b"\n"), "It"),
@@ -186,18 +192,48 @@ async def test_odd_answers_are_understood(tmp_path, case):
         assert len(server.asked) == 1
 
 
-async def test_an_open_end_after_the_last_word_is_not_waited_for(tmp_path):
+async def test_an_open_end_after_the_last_word_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "AFTERTHOUGHT_SECS", 0.05)
     action = stream(delta("It", "stop") + b"\n\n", end=(HANG,))
     async with asking(tmp_path, action) as (analyzer, _):
         assert (await analyzer.ask(question())).content == "It"
 
 
-async def test_a_service_without_streams_is_asked_without(tmp_path):
-    no = raw(400, {"error": {"message": "stream_options is not supported"}})
-    async with asking(tmp_path, no, whole("It")) as (analyzer, server):
+LACKS = {
+    "stream": "stream_options is not supported",
+    "max_tokens": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+    "temperature": "'temperature' does not support 0.3 with this model. Only the default (1) is.",
+}
+
+
+async def test_a_service_that_lacks_something_is_asked_without(tmp_path):
+    refusals = [raw(400, {"error": {"message": told}}) for told in LACKS.values()]
+    async with asking(tmp_path, *refusals, says("It")) as (analyzer, server):
         assert (await analyzer.ask(question())).content == "It"
-        await analyzer.ask(question(4))
-        assert [asked.body.get("stream", False) for asked in server.asked] == [True, False, False]
+        await analyzer.ask(question(4))  # it remembers
+        bodies = [asked.body for asked in server.asked]
+        assert [set(LACKS) & set(body) for body in bodies] == [
+            {"stream", "max_tokens", "temperature"},
+            {"max_tokens", "temperature"},
+            {"temperature"},
+            set(),
+            set(),
+        ]
+        assert [body.get("max_completion_tokens") for body in bodies] == [None, None, 500, 500, 500]
+        server.then(raw(400, {"error": {"message": LACKS["stream"]}}))
+        with pytest.raises(RequestError, match="HTTP 400 Said: stream_options"):
+            await analyzer.ask(question(5))
+        assert len(server.asked) == 1
+
+
+async def test_an_answer_that_cannot_be_read_any_more_is_asked_for_again(tmp_path):
+    async with asking(tmp_path) as (analyzer, server):
+        await analyzer.ask(question())
+        with sqlite3.connect(tmp_path / "ai-answers.sqlite") as db:
+            db.execute("UPDATE answers SET answer = x'7b'")
+        db.close()
+        assert [(await analyzer.ask(question())).cached for _ in range(2)] == [False, True]
+        assert len(server.asked) == 2
 
 
 async def test_an_answer_at_its_limit_says_so(tmp_path):
