@@ -215,7 +215,7 @@ class Binance(Exchange[BinanceOptions]):
                 reach = stop if reach is None else min(max(reach, cursor), stop)
                 if reach > cursor:
                     yield losses.page(Span(cursor, reach), "not had")
-                pager = self._pager(series, Span(reach, stop), now - SETTLE_NS)
+                pager = self._pager(series, Span(reach, stop), now - SETTLE_NS, turn.nursery)
                 while (page := await pager.next()) is not None:
                     if await self._begins_in(page, span):
                         lead.begins()
@@ -249,10 +249,12 @@ class Binance(Exchange[BinanceOptions]):
     def _file(self, plan: Plan, cursor: int, end: int) -> File | None:
         return None if self.options.archives == "never" else plan.at(cursor, end)
 
-    def _pager(self, series: Series, span: Span, closed_by: int) -> CandlePager | TradePager:
+    def _pager(
+        self, series: Series, span: Span, closed_by: int, nursery: trio.Nursery
+    ) -> CandlePager | TradePager:
         rest = self._rest[series.symbol.kind]
         if series.data_type.interval is not None:
-            return CandlePager(rest, series, span, closed_by)
+            return CandlePager(rest, series, span, closed_by, nursery)
         return TradePager(rest, series, span)
 
     def _rest_since(self, series: Series, now: int) -> int | None:

@@ -34,7 +34,7 @@ class TradePager:
         self._span = span
         self._cursor = span.start
         self._next_id: int | None = None
-        self._doubts = 0
+        self._holes = self._nothings = 0  # answers running that lack rows, or have none
         self._held: list[Batch] = []
         self._ended = False
 
@@ -86,16 +86,17 @@ class TradePager:
         ids = batch.ids
         if ids is None or not len(batch):
             # Either there is no newer trade, or it is a slip: it must be said again.
-            self._ended = self._doubts == BELIEVED_AFTER
-            self._doubts += 1
+            self._ended = self._nothings == BELIEVED_AFTER
+            self._nothings += 1
             return
+        self._nothings = 0
         sorted_ids = np.sort(ids)
         if int(sorted_ids[0]) < self._next_id:
             raise PluginError(f"binance gives trades before the id asked for ({self._next_id})")
-        if int(sorted_ids[0]) > self._next_id and self._doubts < BELIEVED_AFTER:
-            self._doubts += 1
+        if int(sorted_ids[0]) > self._next_id and self._holes < BELIEVED_AFTER:
+            self._holes += 1
             return
-        self._doubts = 0
+        self._holes = 0
         breaks = np.flatnonzero(np.diff(sorted_ids) > 1)
         last = int(sorted_ids[breaks[0] if len(breaks) else -1])
         if len(breaks):  # what stands behind the break is asked for again, from there

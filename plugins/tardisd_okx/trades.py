@@ -106,9 +106,11 @@ async def _page(
 ) -> tuple[Batch, bool]:
     """Return the newest trades of a stretch, or below an id, and whether their ids are whole.
 
-    Where ids are missing it asks again, `doubts` times; no trade at all is doubted the most.
+    Where ids are missing it asks again, `doubts` times; no trade at all is doubted the most. That an
+    answer by time begins with the newest trade no id tells: it takes a second one that has no newer.
     """
     found = Batch.empty(series)
+    newest: int | None = None
     for attempt in range(1 + BELIEVED_AFTER):
         if len(found) and attempt > doubts:
             break
@@ -119,8 +121,10 @@ async def _page(
         found = _joined(series, [found, page]) if len(found) else page
         if found.ids is not None and len(found):
             low, high = int(found.ids.min()), int(found.ids.max())
-            if high - low + 1 == len(found) and high == (below - 1 if below else high):
+            begins = high == (below - 1 if below else newest)
+            if high - low + 1 == len(found) and begins:
                 return found, True
+            newest = high
     return found, False
 
 
