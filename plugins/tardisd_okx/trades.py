@@ -106,8 +106,8 @@ async def _page(
 ) -> tuple[Batch, bool]:
     """Return the newest trades of a stretch, or below an id, and whether their ids are whole.
 
-    Where ids are missing it asks again, `doubts` times; no trade at all is doubted the most. That an
-    answer by time begins with the newest trade no id tells: it takes a second one that has no newer.
+    Where ids are missing it asks again, `doubts` times; no trade at all is doubted the most. No id
+    tells whether an answer by time begins with the newest trade: a second must have no newer one.
     """
     found = Batch.empty(series)
     newest: int | None = None
