@@ -40,6 +40,7 @@ COOL_DOWN_SECS = 60.0
 # A pool looks at each of its connections, for each of them, when a request begins or ends: several
 # small pools take a third of the time of a large one.
 _POOL_CONNECTIONS = 4
+_READERS = 1
 
 
 class Unreadable(Exception):
@@ -157,6 +158,8 @@ class VenueClient:
         self._proxy = proxy
         self._concurrency = concurrency
         self._limiter = trio.CapacityLimiter(concurrency)
+        # Python reads one answer at a time; many threads would only take turns, and more memory.
+        self._readers = trio.CapacityLimiter(_READERS)
         self._pools: list[_Pool] = []
 
     @asynccontextmanager
@@ -237,7 +240,7 @@ class VenueClient:
         async def settle(body: bytes) -> T:
             if read is _as_it_is:
                 return read(body)
-            return await trio.to_thread.run_sync(read, body)
+            return await trio.to_thread.run_sync(read, body, limiter=self._readers)
 
         return await self.persist(path, once, settle, weight=weight, limits=limits)
 
