@@ -33,6 +33,7 @@ import msgspec
 import trio
 
 import tardisd_binance
+from tardisd.allocator import keep_freed_memory
 from tardisd.dumps.archive import read_dump
 from tardisd.market.check import check_batch
 from tardisd.market.series import Series
@@ -327,6 +328,7 @@ def main() -> None:
         run_ccxt(asked.ccxt[0], asked.candles, asked.ccxt[1])
         return
     if asked.run:
+        keep_freed_memory()  # as the daemon does
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         found, seconds = MEASURED[asked.run[0]](Path(asked.run[1]), asked.rows)
         print(found, seconds, harness.peak_memory(os.getpid()))

@@ -131,6 +131,9 @@ async def test_an_empty_page_in_the_middle_is_not_believed(tmp_path):
     slip = Misreport(match="klines.*limit=1000", change=faults.empty, times=2, skip=1)
     venue = venue_of(MINUTES, faults=[slip])
     assert_same(await fetched(venue, tmp_path, **never(MINUTES, DAY)), MINUTES, DAY)
+    twice = Misreport(match="klines", change=faults.empty, times=2, skip=1)  # and the doubt
+    venue = venue_of(MINUTES, faults=[twice])
+    assert_same(await fetched(venue, tmp_path, **never(MINUTES, DAY)), MINUTES, DAY)
     always = Misreport(match="klines.*limit=1000", change=faults.empty, times=None)
     with pytest.raises(PluginError, match="answers emptily"):
         await fetched(venue_of(MINUTES, faults=[always]), tmp_path, **never(MINUTES, DAY))
@@ -210,6 +213,16 @@ async def test_a_span_before_after_and_between_trades(tmp_path):
 async def test_missing_ids_are_asked_for_again_and_then_believed(tmp_path):
     truth = without(without(AGGS, 1500, 1501), 2000, 2900)
     assert_same(await fetched(venue_of(truth), tmp_path, **never(truth, HOUR)), truth, HOUR)
+
+
+async def test_an_empty_answer_beside_missing_ids_is_not_believed(tmp_path):
+    """Ids that are missing for good use up the doubts about holes, not those about the end."""
+    truth = without(AGGS, 2000, 2900)
+    assert truth.ids is not None
+    slip = Misreport(match=f"fromId={truth.ids[1999] + 1}", change=faults.empty, skip=2)
+    venue = venue_of(truth, faults=[slip])
+    assert_same(await fetched(venue, tmp_path, **never(truth, HOUR)), truth, HOUR)
+    assert [seen.fault for seen in venue.requests].count("Misreport") == 1
 
 
 @pytest.mark.parametrize(

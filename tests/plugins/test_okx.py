@@ -300,6 +300,18 @@ async def test_many_trades_of_one_millisecond(tmp_path):
     assert_same(joined(SPOT_TRADES, pages), data[SPOT_TRADES])
 
 
+@pytest.mark.parametrize("skip", range(4))
+async def test_an_answer_without_the_newest_trades_is_not_believed(tmp_path, skip):
+    """Its ids follow each other, so nothing else tells that a stretch lacks its end."""
+    stale = Misreport(
+        match="type=2", change=lambda batch: batch[: len(batch) // 2], times=1, skip=skip
+    )
+    span = Span(NOW - 8 * HOUR, NOW - HOUR)
+    async with okx(tmp_path, options=NEVER, faults=[stale]) as (plugin, venue):
+        assert_same(await fetched(plugin, SPOT_TRADES, span), DATA[SPOT_TRADES].within(span))
+        assert any(seen.fault for seen in venue.requests), "the fault met nobody"
+
+
 async def test_ids_that_do_not_follow_each_other(tmp_path):
     whole = DATA[SPOT_TRADES]
     kept = whole[np.flatnonzero(np.arange(len(whole)) % 7 % 3 > 0)]
