@@ -33,6 +33,7 @@ _SHORTEST_NS = 100 * MILLISECOND
 _WANTED_ROWS = 3_000
 _MOST_ROWS = 30_000
 _SPARSE_PAGES = 5
+_AGREED = 2  # answers that tell the same newest trade as one before them
 _SLACK_NS = SECOND  # by how much times may go back from one id to the next
 
 
@@ -107,10 +108,10 @@ async def _page(
     """Return the newest trades of a stretch, or below an id, and whether their ids are whole.
 
     Where ids are missing it asks again, `doubts` times; no trade at all is doubted the most. No id
-    tells whether an answer by time begins with the newest trade: a second must have no newer one.
+    tells whether an answer by time begins with the newest trade: two more must have no newer one.
     """
     found = Batch.empty(series)
-    newest: int | None = None
+    newest, agreed = 0, 0
     for attempt in range(1 + BELIEVED_AFTER):
         if len(found) and attempt > doubts:
             break
@@ -121,7 +122,8 @@ async def _page(
         found = _joined(series, [found, page]) if len(found) else page
         if found.ids is not None and len(found):
             low, high = int(found.ids.min()), int(found.ids.max())
-            begins = high == (below - 1 if below else newest)
+            agreed = agreed + 1 if high == newest else 0
+            begins = high == below - 1 if below else agreed == _AGREED
             if high - low + 1 == len(found) and begins:
                 return found, True
             newest = high
