@@ -129,7 +129,8 @@ def test_ids_of_both_forms_are_joined_as_text(parts):
 
 @pytest.mark.parametrize("kind", sorted(SCHEMAS))
 def test_an_empty_batch_has_the_columns_of_its_kind(kind):
-    series = Series.of("binance", "BTC/USDT", "candle_1m" if kind == "candle" else kind)
+    names = {"candle": "candle_1m", "indicator": "indicator_1m_rsi_14"}
+    series = Series.of("binance", "BTC/USDT", names.get(kind, kind))
     empty = Batch.empty(series)
     assert len(empty) == 0
     assert set(empty.fields) == set(SCHEMAS[kind].fields) - SCHEMAS[kind].optional

@@ -17,8 +17,11 @@ VENUES = ("binance", "bybit", "okx")
 coins = st.from_regex(r"[A-Z0-9]{1,10}", fullmatch=True)
 assets = st.from_regex(r"[A-Za-z0-9._~-]{1,12}", fullmatch=True)
 intervals = st.from_regex(r"[1-9][0-9]{0,2}[smhdwM]", fullmatch=True)
-data_types = st.sampled_from([kind for kind in KINDS if kind != "candle"]) | intervals.map(
-    "candle_{}".format
+indicators = st.from_regex(r"indicator_[a-z0-9_]{1,40}", fullmatch=True)
+data_types = st.one_of(
+    st.sampled_from([kind for kind in KINDS if kind not in {"candle", "indicator"}]),
+    intervals.map("candle_{}".format),
+    indicators,
 )
 
 
@@ -95,12 +98,16 @@ def test_any_text_is_a_symbol_or_a_value_error(text, venue):
 def test_data_types(text):
     data_type = DataType.parse(text)
     assert str(data_type) == text
-    assert data_type.kind == text.split("_")[0] if text.startswith("candle_") else text
+    named = text.startswith(("candle_", "indicator_"))
+    assert data_type.kind == (text.split("_")[0] if named else text)
     assert (data_type.interval is not None) == text.startswith("candle_")
     assert data_type.order[0] == KINDS[data_type.kind]
 
 
-@pytest.mark.parametrize("text", ["", "candle", "candle_", "candle_0m", "Trade", "ohlcv", "trade "])
+@pytest.mark.parametrize(
+    "text",
+    ["", "candle", "candle_", "candle_0m", "Trade", "ohlcv", "trade ", "indicator", "indicator_A"],
+)
 def test_what_is_no_data_type_is_refused(text):
     with pytest.raises(ValueError, match=r"is not (a data type|an interval)"):
         DataType.parse(text)
