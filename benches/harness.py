@@ -95,6 +95,12 @@ def daemon(config: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
                 yield child, time.monotonic() - begun
 
 
+def processor_secs(pid: int) -> float:
+    """Return the processor time (s) that a process has used up to now."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def peak_memory(pid: int) -> int:
     """Return the peak resident memory (bytes) of a process and all its descendants, summed."""
     status = Path(f"/proc/{pid}/status").read_text()
