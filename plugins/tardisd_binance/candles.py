@@ -167,16 +167,18 @@ async def fill_holes(rest: Rest, series: Series, batch: Batch, span: Span) -> Ba
     """Return the candles of `span` with what REST has where `batch` has none."""
     interval = series.data_type.interval
     assert interval is not None
-    found = [batch]
-    for hole in candle_holes(batch.ts_event, interval, span):
-        cursor, doubts = hole.start, 0
-        while cursor < hole.end and doubts < BELIEVED_AFTER:
-            hidden = await rest.klines(series, cursor, hole.end)
-            doubts += 1
-            if len(hidden):
+    whole = batch
+    for _ in range(BELIEVED_AFTER):
+        # An answer may lack rows as well: what it leaves open is asked for anew.
+        found = [whole]
+        for hole in candle_holes(whole.ts_event, interval, span):
+            cursor = hole.start
+            while cursor < hole.end and len(hidden := await rest.klines(series, cursor, hole.end)):
                 found.append(hidden)
-                cursor, doubts = _next_open(hidden.ts_event, interval), 0
-    return batch if len(found) == 1 else tidy(await trio.to_thread.run_sync(merged, found))
+                cursor = _next_open(hidden.ts_event, interval)
+        if len(found) > 1:
+            whole = await trio.to_thread.run_sync(merged, found)
+    return batch if whole is batch else tidy(whole)
 
 
 def candle_holes(opens: Ints, interval: Interval, span: Span) -> list[Span]:

@@ -127,6 +127,13 @@ async def test_a_bad_page_of_candles_is_mended(tmp_path, change):
     assert_same(await fetched(venue, tmp_path, **never(MINUTES, DAY)), MINUTES, DAY)
 
 
+async def test_two_answers_that_lack_their_beginning_are_mended(tmp_path):
+    """The second is about what the first lacks, and brings only some of it."""
+    lack = Misreport(match="klines", change=lambda it: it[len(it) // 2 :], times=2)
+    venue = venue_of(MINUTES, faults=[lack])
+    assert_same(await fetched(venue, tmp_path, **never(MINUTES, DAY)), MINUTES, DAY)
+
+
 async def test_an_empty_page_in_the_middle_is_not_believed(tmp_path):
     slip = Misreport(match="klines.*limit=1000", change=faults.empty, times=2, skip=1)
     venue = venue_of(MINUTES, faults=[slip])
