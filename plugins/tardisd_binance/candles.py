@@ -23,7 +23,7 @@ from tardisd.venue.ahead import Sliding
 from .rest import Rest, merged
 
 SOURCE = "REST klines"
-BELIEVED_AFTER = 2  # answers that say again that something is not there
+BELIEVED_AFTER = 3  # answers that say again that something is not there
 _TRIES = 4  # of an answer that another contradicts
 AT_ONCE = 32  # requests under way
 # Answers asked for before those before them have been taken: few at first, twice as many after each
