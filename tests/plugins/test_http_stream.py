@@ -143,6 +143,7 @@ async def test_what_others_do_comes_in_its_place(tmp_path):
                 "paused",
             ]
             await rig.ask("POST", "/api/replay/s/stop")
+            assert (await anext(lines))["type"] == "stopped"
             end = await anext(lines)
             assert (end["type"], end["reason"], end["ticks"]) == ("end", "stopped", 0)
             assert [line async for line in lines] == []
