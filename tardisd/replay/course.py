@@ -124,6 +124,7 @@ class Course:
     def end_silence(self) -> None:
         """Let those go on who waited for it; idempotent."""
         actions, self._after_silence = self._after_silence, []
+        self.stage.time.poke()
         for action in actions:
             action()
 

@@ -5,7 +5,7 @@ Chooses and reads; builds nothing itself (`derive`), and orders nothing (`merge`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,6 +67,20 @@ class Found:
         """Return the request with the sources that were chosen, to be the same ever after."""
         chosen = {one.series.text: one.series for one in self.derivations}
         return replace(request, derive=tuple(chosen[one.text] for one in request.derive))
+
+    def as_of(self, versions: Mapping[str, int]) -> Found:
+        """Return the same, as at the time when the series had these versions.
+
+        What was changed since then is told as a change, and not taken for what it was.
+        """
+
+        def then(one: Material) -> Material:
+            return replace(one, version=versions.get(one.series.text, one.version))
+
+        return Found(
+            [then(one) for one in self.materials],
+            [replace(one, source=then(one.source)) for one in self.derivations],
+        )
 
 
 async def find(storage: Storage[Any], request: SessionRequest, again: bool = False) -> Found:

@@ -59,6 +59,8 @@ class Lifetime:
         self._stage = Stage(
             request, self._time, self._audience, tuning, lambda: self._verbs, self._pause_itself
         )
+        #: Has a durable session written down before anybody hears that it is elsewhere.
+        self.note: Callable[[], None] = lambda: None
         self._verbs = 0
         #: The step back whose position is looked for.
         self._going_back: Steps | None = None
@@ -79,12 +81,23 @@ class Lifetime:
             awaiting_snapshot=cause is not None,
         )
 
-    def restore_ended(self, status: str, end: dict[str, Any]) -> None:
-        """Become a session that ended before the daemon was started."""
+    def restore_ended(self, status: str, end: dict[str, Any], place: Place | None = None) -> None:
+        """Become a session that ended before the daemon was started.
+
+        Where that was is not known of one that was cut off by a kill, and not durable.
+        """
         self.status_name = status
         self.end_notice = Notice("end", end)
-        self._course.progress.ticks = int(end.get("ticks", 0))
-        self._door.ahead = True
+        ticks, digest = int(end.get("ticks", 0)), str(end.get("hash", ""))
+        if place is None:
+            self._door.ahead = True
+            self._course.progress.restore(0, ticks, self._course.begin, digest)
+        else:
+            self._course = self._make_course(place.epoch, place.begin, place.cause)
+            self._course.awaiting_snapshot = False
+            self._course.progress.restore(place.seq, ticks, place.at or place.begin, digest)
+            self._time.change_speed(place.speed)
+            self._time.jump(place.clock)
         self._begun.set()
         self.ended.set()
 
@@ -95,6 +108,8 @@ class Lifetime:
         course = self._make_course(place.epoch, place.begin, place.cause)
         course.silent_seq = place.seq
         course.awaiting_snapshot = False
+        if course.pause_at is not None and place.clock >= course.pause_at:
+            course.pause_at = None  # it has paused there already
         self._course = course
         self._time.change_speed(place.speed)
         self._time.jump(place.clock)
@@ -104,7 +119,14 @@ class Lifetime:
         """Return where the session is, for a daemon after this one."""
         course, time = self._course, self._time
         return Place(
-            course.number, course.cause, course.begin, course.told_seq, time.market(), time.speed
+            course.number,
+            course.cause,
+            course.begin,
+            course.told_seq,
+            time.market(),
+            time.speed,
+            self._source.versions(),
+            course.progress.position if self.has_ended else None,
         )
 
     def suspend(self) -> None:
@@ -137,6 +159,7 @@ class Lifetime:
         self._going_back = None
         self._course = self._make_course(self.epoch + 1, begin, cause)
         self._time.jump(begin.release)
+        self.note()
         self._verbs += 1
         self._scope.cancel()
 
@@ -197,7 +220,7 @@ class Lifetime:
             return
         if not course.progress.seq:
             await trio.sleep(_EMPTY_LOOP_SECS)
-        done = {"ticks": course.progress.ticks, "hash": course.progress.hash().hexdigest()}
+        done = {"ticks": course.progress.ticks, "hash": course.progress.hexdigest()}
         self._replace(Position(self.request.start), "loop")
         self._audience.go_round(self._course.reset_notice(**done))
 
@@ -213,7 +236,7 @@ class Lifetime:
         if self.has_ended:
             return
         progress = self._course.progress
-        digest, error = result_of(lambda: progress.hash().hexdigest())
+        digest, error = result_of(progress.hexdigest)
         if error is not None:  # the hash of the last block was not to be had
             log.error("session not hashed", session=self.session_id, error=describe(error))
             reason, message = "failed", "internal error; the log of the daemon says more"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import trio
@@ -20,9 +20,9 @@ from tardisd.plugins.analyzer import Analyzer
 from tardisd.plugins.sessions import SessionRequest
 from tardisd.plugins.sink import Sink
 from tardisd.plugins.storage import Storage
+from tardisd.replay.admission import check_id, check_request
 from tardisd.replay.alarm import Alarm
 from tardisd.replay.audience import Audience
-from tardisd.replay.clock import check_speed
 from tardisd.replay.delivery import Delivery
 from tardisd.replay.derivation import Found, find
 from tardisd.replay.records import Place, request_as_json, request_from_json
@@ -34,9 +34,6 @@ from tardisd.wall import wall_ns
 from tardisd.wire.encode import make_tables
 
 log = Log("tardisd.sessions")
-
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
 
 Outlet = tuple[str, Sink[Any] | Analyzer[Any]]
 
@@ -143,7 +140,7 @@ class SessionManager:
         """
         storage = self._storage(request.storage)
         outlets = self._outlets(request)
-        self._check(request)
+        check_request(request, self._limits.max_series)
         session_id = self._reserve(request.session_id)
         self._users[session_id] = (storage, *(plugin for _, plugin in outlets))
         try:
@@ -240,13 +237,15 @@ class SessionManager:
                 nursery.start_soon(delivery.run)
             nursery.start_soon(session.run)
             if session.request.durable:
-                nursery.start_soon(self._note_place, session, created_at)
+                session.note = partial(self._note, session, created_at)
+                nursery.start_soon(self._note_place, session)
             await session.ended.wait()
             end = {} if session.end_notice is None else dict(session.end_notice.fields)
             log.info("session ended", session=session.session_id, **end)
             record = self._record(session, created_at)
             if not session.suspended:
-                record = replace(record, ended_at=wall_ns(), end=end, place=None)
+                place = session.place().as_json()
+                record = replace(record, ended_at=wall_ns(), end=end, place=place)
             self._remember(record)
             self._forget_oldest()
         self._living -= 1
@@ -256,7 +255,10 @@ class SessionManager:
         if self._nursery is not None:
             self._nursery.start_soon(self._forget_later, session.session_id, self._limits.kept_secs)
 
-    async def _note_place(self, session: ReplaySession, created_at: int) -> None:
+    def _note(self, session: ReplaySession, created_at: int) -> None:
+        self._remember(self._record(session, created_at))
+
+    async def _note_place(self, session: ReplaySession) -> None:
         """Write down where a durable session is, once a second while it moves."""
         noted = session.place()
         while True:
@@ -266,7 +268,7 @@ class SessionManager:
                 return
             if (place := session.place()) != noted:
                 noted = place
-                self._remember(self._record(session, created_at))
+                session.note()
 
     async def _forget_later(self, session_id: str, secs: float) -> None:
         session = self._sessions.get(session_id)
@@ -300,26 +302,26 @@ class SessionManager:
         for record in self._state.sessions():
             if record.ended_at is None and record.place is not None:
                 try:
-                    await self._take_up(record, record.place)
+                    await self._take_up(record, Place.from_json(record.place))
                     continue
                 except (RequestError, StorageError) as error:
                     why = f"it could not be taken up again: {error.message}"
             else:
                 why = "the daemon was restarted"
-            self._take_up_ended(record, now, why)
+            await self._take_up_ended(record, now, why)
 
-    async def _take_up(self, record: SessionRecord, place: Mapping[str, Any]) -> None:
+    async def _take_up(self, record: SessionRecord, place: Place) -> None:
         request = request_from_json(record.session_id, record.request)
         storage = self._storage(request.storage)
-        found = await find(storage, request, again=True)
+        found = (await find(storage, request, again=True)).as_of(place.versions)
         outlets = self._outlets(request)
         self._users[record.session_id] = (storage, *(plugin for _, plugin in outlets))
         session = self._make(record.session_id, request, found, storage)
-        session.restore(Place.from_json(place))
+        session.restore(place)
         self._start(session, outlets, record.created_at)
-        log.info("session taken up", session=record.session_id, **place)
+        log.info("session taken up", session=record.session_id, **place.as_json())
 
-    def _take_up_ended(self, record: SessionRecord, now: int, why: str) -> None:
+    async def _take_up_ended(self, record: SessionRecord, now: int, why: str) -> None:
         end, ended_at = record.end, record.ended_at
         if end is None or ended_at is None:  # it was running when the daemon went
             ended_at = now
@@ -331,10 +333,14 @@ class SessionManager:
             self._state.forget(record.session_id)
             return
         request = request_from_json(record.session_id, record.request)
-        session = self._make(
-            record.session_id, request, Found(), next(iter(self._storages.values()))
-        )
-        session.restore_ended(record.status, end)
+        place = None if record.place is None else Place.from_json(record.place)
+        storage, found = next(iter(self._storages.values())), Found()
+        if place is not None:
+            with suppress(RequestError, StorageError):  # then only its end is known
+                storage = self._storage(request.storage)
+                found = (await find(storage, request, again=True)).as_of(place.versions)
+        session = self._make(record.session_id, request, found, storage)
+        session.restore_ended(record.status, end, place)
         self._sessions[record.session_id] = session
         self._running_nursery().start_soon(self._forget_later, record.session_id, left)
 
@@ -367,19 +373,6 @@ class SessionManager:
             raise RequestError("bad_request", f"sinks: {name!r} is not one of: {known}")
         return self._sinks[name]
 
-    def _check(self, request: SessionRequest) -> None:
-        check_speed(request.speed)
-        count = len(request.series) + len(request.derive)
-        if not count:
-            raise RequestError("bad_request", "series: at least one is needed")
-        if count > self._limits.max_series:
-            raise RequestError(
-                "too_large",
-                f"{count} series in one session; the limit is {self._limits.max_series}",
-            )
-        if request.end <= request.start:
-            raise RequestError("bad_request", "end_time: must be after start_time")
-
     def _reserve(self, session_id: str | None) -> str:
         """Return an id that nobody else has; it is taken from now on."""
         running = sum(not session.has_ended for session in self._sessions.values())
@@ -390,10 +383,8 @@ class SessionManager:
             )
         if session_id is None:
             session_id = f"s-{secrets.token_hex(6)}"
-        elif not _ID.fullmatch(session_id):
-            raise RequestError(
-                "bad_request", "session_id: use 1 to 128 letters, digits, '.', '_', ':' or '-'"
-            )
+        else:
+            check_id(session_id)
         if session_id in self._sessions or session_id in self._reserved:
             raise RequestError("session_exists", f"session {session_id!r} exists already")
         self._reserved.add(session_id)

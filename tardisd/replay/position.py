@@ -53,6 +53,7 @@ class Progress:
         self._checkpoints = [Checkpoint(0, 0, begin)]
         self._recent_ticks = 0
         self._digest: Callable[[], blake2b] = new_digest
+        self._known_hash: str | None = None
 
     def released(self, block: Prepared, first: int, upto: int, slice_: SessionBlock | None) -> None:
         """Note that the rows `first <= i < upto` of a block are out; `slice_` told followers so."""
@@ -93,6 +94,15 @@ class Progress:
         """Return the content hash of what was released."""
         self._seal()
         return self._digest()
+
+    def hexdigest(self) -> str:
+        """Return the content hash of what was released, as it is told."""
+        return self.hash().hexdigest() if self._known_hash is None else self._known_hash
+
+    def restore(self, seq: int, ticks: int, position: Position, hexdigest: str) -> None:
+        """Become what is known of an epoch that was over before the daemon was started."""
+        self.seq, self.ticks = seq, ticks
+        self._sealed, self._known_hash = position, hexdigest
 
     def missed(self, seq: int) -> list[SessionBlock | Notice] | None:
         """Return what was released after `seq`, or None when it is no longer at hand."""

@@ -24,7 +24,7 @@ async def prove(source: Source, course: Course) -> dict[str, Any]:
             "wrong_state",
             f"session {source.session_id!r} ended before the daemon was started; create it again",
         )
-    told, expected = course.progress.ticks, course.progress.hash().hexdigest()
+    told, expected = course.progress.ticks, course.progress.hexdigest()
     opening = Opening(course.begin, middle=course.begin > Position(source.span.start))
     ticks, found = 0, new_digest()
     if told:

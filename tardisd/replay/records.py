@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tardisd.market.series import DataType, DerivedSeries, Series
@@ -18,7 +18,10 @@ _FROM = " from "
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a session is: its epoch, where and why that began, how far it is, and its clock."""
+    """Where a session is: its epoch, where and why that began, how far it is, and its clock.
+
+    `versions` are those of the series that it reads, `at` its position, if it has ended.
+    """
 
     epoch: int
     cause: str | None
@@ -26,6 +29,8 @@ class Place:
     seq: int
     clock: int
     speed: Speed
+    versions: Mapping[str, int] = field(default_factory=dict)
+    at: Position | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -34,7 +39,12 @@ class Place:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Place:
         """Return what `as_json` gave."""
-        return cls(**{**record, "begin": Position(**record["begin"])})
+        at = record.get("at")
+        positions = {
+            "begin": Position(**record["begin"]),
+            "at": None if at is None else Position(**at),
+        }
+        return cls(**{**record, **positions})
 
 
 def request_as_json(request: SessionRequest) -> dict[str, Any]:

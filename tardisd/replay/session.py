@@ -124,6 +124,8 @@ class ReplaySession(Lifetime):
     async def _step_back(self, steps: Steps, course: Course) -> None:
         """Find the position so many ticks ago, and begin there."""
         position = Position(0)
+        while course.is_silent and course is self._course and not self.has_ended:
+            await self._time.changed()  # it is not yet where it was before the restart
 
         async def find() -> None:
             nonlocal position

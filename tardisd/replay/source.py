@@ -96,6 +96,10 @@ class Source:
         forms = frozenset(demand)
         return replace(self, demand=lambda: forms, unpaced=lambda: False)
 
+    def versions(self) -> dict[str, int]:
+        """Return the versions that the stored series had when the session was created."""
+        return {one.series.text: one.version for one in self._read().values()}
+
     async def has_changed(self) -> bool:
         """Tell whether the stored series changed since the session was created."""
         for one in self._read().values():

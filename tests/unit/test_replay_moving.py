@@ -16,6 +16,7 @@ from tardisd.market.span import Coverage, Span
 from tardisd.market.time import HOUR, MILLISECOND, MINUTE, SECOND, Interval, parse_time
 from tardisd.plugins.sessions import Notice, Resume
 from tardisd.replay.manager import SessionLimits
+from tardisd.state import State
 from tardisd.testing.engine import run_engine, ticks_of
 
 START = parse_time("2024-03-01T00:00:00Z")
@@ -450,3 +451,47 @@ def test_a_durable_session_goes_on_where_it_was(tmp_path):
         assert back.end == ahead.end == WHOLE.end
 
     run_engine(second, state=state, storage=kept["storage"], limits=SessionLimits())
+
+
+def test_a_jump_of_a_durable_session_is_written_down_before_anybody_hears_of_it(tmp_path):
+    path = tmp_path / "state.sqlite"
+
+    async def main(engine):
+        await fill(engine)
+        session = await engine.create([TRADES], SPAN, speed=1.0, durable=True, session_id="d")
+        session.begin()
+        await trio.sleep(0.5)
+        session.seek(START + 5 * MINUTE)
+        other = State(path)
+        try:
+            [record] = other.sessions()
+        finally:
+            other.close()
+        assert (record.place["epoch"], record.place["seq"]) == (2, 0)
+        assert record.place["begin"]["release"] == START + 5 * MINUTE
+
+    run_engine(main, state=path)
+
+
+def test_a_session_that_ended_before_a_restart_can_be_verified_and_caught_up(tmp_path):
+    state, kept = tmp_path / "state.sqlite", {}
+
+    async def first(engine):
+        await fill(engine)
+        kept["storage"] = engine.storage
+        session = await engine.create([TRADES, CANDLES], SPAN, speed="max", session_id="e")
+        listener = engine.listen(session)
+        session.begin()
+        await listener.done.wait()
+
+    async def second(engine):
+        session = engine.sessions.get("e")
+        proof = await session.verify()
+        assert (proof["equal"], proof["hash"]) == (True, WHOLE.end["hash"])
+        back = engine.listen_from(session, Resume(1, 300), "block")
+        await back.done.wait()
+        assert back.seqs() == list(range(301, len(WHOLE.seqs()) + 1))
+        assert back.end == WHOLE.end
+
+    run_engine(first, state=state)
+    run_engine(second, state=state, storage=kept["storage"])

@@ -1,4 +1,4 @@
-"""Verbs that come while another is under way, and followers who come, go or fall behind then."""
+"""Verbs that come while another one is under way; followers who come, go or fall behind then."""
 
 from __future__ import annotations
 
