@@ -64,6 +64,10 @@ def is_lost(error: psycopg.Error, connection: psycopg.Connection[object] | None)
     state = error.sqlstate or ""
     if state in _PASSING or state.startswith(_CONNECTION):
         return True
+    # What carries no state was said by no server: the library could not send or receive. It does
+    # not always know at once that the connection is broken.
+    if not state and isinstance(error, psycopg.OperationalError):
+        return True
     return connection is None or connection.broken
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
+import psycopg
 import pytest
 import services
 import trio
@@ -31,6 +33,7 @@ from tardisd.testing.storage_model import START, Draw, Model, joined, rows_of
 from tardisd.testing.storage_pages import ALL_TIME, CANDLES, TEXT_IDS, TRADES, cut, page_with, read
 from tardisd.testing.ticks import random_candles, random_trades
 from tardisd_postgres import access, catalogue, pins, reading, ticks
+from tardisd_postgres.words import is_lost
 
 pytestmark = pytest.mark.services
 ROWS = 40_000
@@ -359,3 +362,12 @@ async def test_like_the_model_while_connections_are_cut(tmp_path, schema, series
             assert await storage.coverage(series) == model.coverage
             assert joined(await storage.gaps(series)) == model.gaps
         nursery.cancel_scope.cancel()
+
+
+def test_what_no_server_has_said_is_a_loss():
+    """The library may fail to send before it knows that the connection is broken."""
+    whole = SimpleNamespace(broken=False)
+    assert is_lost(psycopg.OperationalError("sending query failed: terminating connection"), whole)
+    assert not is_lost(psycopg.errors.UndefinedTable("no such table"), whole)
+    assert not is_lost(psycopg.errors.DiskFull("no space left"), whole)
+    assert is_lost(psycopg.errors.AdminShutdown("terminating connection"), whole)
