@@ -20,6 +20,7 @@ from tardisd.wire.rows import EncodedRows, RowSlice, interleave
 
 # Columns and one encoding of a tick, about; a queue that counts bytes counts these.
 TICK_BYTES = 512
+_NO_SEQS: Ints = np.empty(0, np.int64)
 
 
 class Prepared:
@@ -77,7 +78,10 @@ class Prepared:
             if rows is None:
                 encoder = self._encoders[form]
                 tables = enumerate(self.kinds)
-                grids = [encoder.encode(ticks, self.seqs(at)) for at, ticks in tables]
+                grids = [
+                    encoder.encode(ticks, self.seqs(at) if encoder.numbered else _NO_SEQS)
+                    for at, ticks in tables
+                ]
                 rows = self._encoded[form] = interleave(grids, self.runs)
         return rows
 

@@ -174,11 +174,10 @@ class Window:
     """Ticks and marks between two bounds, in total order."""
 
     def __init__(
-        self,
-        kinds: Sequence[Ticks],
-        marks: Sequence[Mark],
+        self, kinds: Sequence[Ticks], marks: Sequence[Mark], block_ticks: int = BLOCK_TICKS
     ) -> None:
         self._kinds = kinds
+        self._block_ticks = block_ticks
         starts = np.cumsum([0, *(len(ticks) for ticks in kinds)])
         self._starts: list[int] = starts.tolist()
         self._order: Order | None = None
@@ -199,17 +198,17 @@ class Window:
 
     def followed_by(self, ticks: Ticks) -> Window:
         """Return a window with more ticks, of a class after all that are in it."""
-        return Window([*self._kinds, ticks], self._marks)
+        return Window([*self._kinds, ticks], self._marks, self._block_ticks)
 
     def __iter__(self) -> Iterator[Mark | tuple[int, int]]:
-        """Return marks, and ranges of rows of at most BLOCK_TICKS between them, in order."""
+        """Return marks, and ranges of at most `block_ticks` rows between them, in order."""
         row = 0
         for mark in self._marks:
             upto = self._place(mark)
-            yield from _ranges(row, upto)
+            yield from _ranges(row, upto, self._block_ticks)
             yield mark
             row = upto
-        yield from _ranges(row, len(self.release))
+        yield from _ranges(row, len(self.release), self._block_ticks)
 
     def _place(self, mark: Mark) -> int:
         """Return how many rows come before a mark: at its instant, only candles do."""
@@ -251,8 +250,9 @@ class Window:
 def _sorted(times: Ints) -> tuple[Order, Ints]:
     """Return the stable order of times, and the times in it.
 
-    Time and row number packed into one integer sort much faster than the numbers by their times:
-    no look-ups, and vectorised where the processor can. It needs a window of less than years.
+    Time and row number packed into one integer sort faster than the numbers by their times: there
+    are no look-ups. It needs a window of less than years. All are different, so any sort would do;
+    the stable one makes use of it that each series is sorted already, and just merges them.
     """
     first, last = int(times.min()), int(times.max())
     bits = len(times).bit_length()
@@ -262,16 +262,16 @@ def _sorted(times: Ints) -> tuple[Order, Ints]:
     packed = times - first
     packed <<= bits
     packed |= np.arange(len(times))
-    packed.sort()
+    packed.sort(kind="stable")
     order = packed & ((1 << bits) - 1)
     packed >>= bits
     packed += first
     return order, packed
 
 
-def _ranges(first: int, last: int) -> Iterator[tuple[int, int]]:
+def _ranges(first: int, last: int, most: int) -> Iterator[tuple[int, int]]:
     """Return blocks of about equal size: each costs the same overhead, however small."""
-    count = -(-(last - first) // BLOCK_TICKS)
+    count = -(-(last - first) // most)
     borders = [first + (last - first) * at // count for at in range(count + 1)] if count else []
     yield from pairwise(borders)
 
@@ -285,6 +285,7 @@ class Merger:
         self.tracks = sorted(tracks, key=lambda track: track.series.order)
         self._lookahead = lookahead
         self.window_ticks = window_ticks
+        self.block_ticks = BLOCK_TICKS
         self._bound: int | None = None
         delivered = [track.series for track in self.tracks if track.delivered]
         kinds = dict.fromkeys(series.data_type.kind for series in delivered)
@@ -353,4 +354,4 @@ class Merger:
                 kinds.append(Ticks.gather(mine, table))
         for track in self.tracks:
             marks += track.take_marks(self._bound)
-        return Window(kinds, marks)
+        return Window(kinds, marks, self.block_ticks)

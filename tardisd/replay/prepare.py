@@ -134,11 +134,10 @@ class Preparer:
     def _hash(self, block: Prepared, hashes: deque[Future[blake2b]]) -> None:
         """Have the block hashed by the next thread; at most a few blocks wait for it."""
         before = hashes[-1]
-        records = block.records().bytes()
 
         def after() -> blake2b:
             digest = before.result().copy()
-            digest.update(records)
+            digest.update(block.records().bytes())
             return digest
 
         hashes.append(self._hasher.submit(after))

@@ -37,6 +37,8 @@ from tardisd.wire.encode import Frame
 READ_AHEAD_BLOCKS = 2
 # A job in a worker thread costs as much as encoding several hundred ticks.
 TICKS_A_JOB = 2 * BLOCK_TICKS
+# A session alone is best served by larger blocks: there are fewer calls, and it has the memory.
+TICKS_ALONE = 2 * BLOCK_TICKS
 
 Item = Snapshot | Prepared | Mark | Reports
 Items = trio.MemoryReceiveChannel[Item]
@@ -130,11 +132,13 @@ class Source:
             async with self._merging(opening.begin if opening.middle else None) as feeds:
                 preparer = Preparer(stamp, opening, feeds, self.workers.hasher, self.demand)
                 while not feeds.done or preparer.busy:
+                    inline = self.unpaced() and self.workers.alone()
                     if not preparer.busy:
                         feeds.merger.window_ticks = TICKS_A_JOB if self.unpaced() else 0
+                        feeds.merger.block_ticks = TICKS_ALONE if inline else BLOCK_TICKS
                         await feeds.fill()
-                    if self.unpaced() and self.workers.alone():
-                        items = preparer.work(BLOCK_TICKS)
+                    if inline:
+                        items = preparer.work(TICKS_ALONE)
                     else:
                         items = await trio.to_thread.run_sync(
                             preparer.work, TICKS_A_JOB, limiter=self.workers.limiter

@@ -72,17 +72,26 @@ class Grid:
             low, high = low // 10_000, high // 10_000
 
     def put_fixed(self, offset: int, values: Ints, count: int) -> None:
-        """Write integers as exactly `count` digits, with leading zeros."""
+        """Write integers as exactly `count` digits, with leading zeros.
+
+        Three digits are no word that NumPy copies fast: 1 and 2 are written, or 4 of which one is
+        the next word's.
+        """
         rest: Any = values
-        for left in range(count, 0, -4):
-            size = min(4, left)
-            if left > size:
-                above = rest // 10_000
-                digits = rest - above * 10_000
-                rest = above
-            else:
-                digits = rest
-            self.words(offset + left - size, _word(size))[...] = _digits(size, True).take(digits)
+        for left in range(count, 4, -4):
+            if left == 7:
+                self.words(offset, "<u4")[...] = _digits(4, True).take(rest // 1000)
+            above = rest // 10_000
+            digits = rest - above * 10_000
+            self.words(offset + left - 4, "<u4")[...] = _digits(4, True).take(digits)
+            rest = above
+        left = (count - 1) % 4 + 1
+        if left == 3 and count == 3:
+            above = rest // 100
+            self.words(offset, "u1")[...] = _digits(1, True).take(above)
+            self.words(offset + 1, "<u2")[...] = _digits(2, True).take(rest - above * 100)
+        elif left != 3:
+            self.words(offset, _word(left))[...] = _digits(left, True).take(rest)
 
     def put_counting(self, offset: int, first: int) -> None:
         """Write `first`, `first + 1`, … in the digits of the last, as put_varying does."""

@@ -70,6 +70,8 @@ class Encoder:
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self._templates: dict[object, _Template] = {}
+        #: Whether the sequence numbers are in the rows; else it does not matter what they are.
+        self.numbered = frame.form in ("tick", "ndjson")
 
     def encode(self, ticks: Ticks, seqs: Ints) -> tuple[NDArray[np.uint8], int | None]:
         """Return one row of bytes per tick, and where in a row the wall time is to be stamped."""

@@ -27,7 +27,8 @@ class Moments:
     the same in all rows, with blanks for the rest; the put method of that name writes the rest.
     """
 
-    __slots__ = ("_first", "_fraction", "_last", "_seconds", "_times", "digits")
+    __slots__ = ("_ends", "_first", "_fraction", "_last", "_milliseconds", "_seconds", "_times",
+                 "digits")  # fmt: skip
 
     def __init__(self, times: Ints) -> None:
         milliseconds = times // MILLISECOND
@@ -35,18 +36,19 @@ class Moments:
         if (milliseconds * MILLISECOND != times).any():
             self.digits = 9 if (times % 1000).any() else 6
         self._times = times
+        self._milliseconds = milliseconds
         self._seconds = milliseconds // 1000
         self._fraction = milliseconds - self._seconds * 1000
-        self._first, self._last = extent(self._seconds)
+        self._ends = first, last = extent(milliseconds)
+        self._first, self._last = first // 1000, last // 1000
 
     def milliseconds_text(self) -> bytes:
         """Return 13 digits."""
-        return shared_digits(self._first, self._last).ljust(13)
+        return shared_digits(*self._ends).ljust(13)
 
     def put_milliseconds(self, grid: Grid, offset: int) -> None:
         """Write 13 digits."""
-        grid.put_varying(offset, self._seconds, self._first, self._last)
-        grid.words(offset + 10, "S3")[...] = _thousandths().take(self._fraction)
+        grid.put_varying(offset, self._milliseconds, *self._ends)
 
     def datetime_text(self, end: bytes = b'"') -> bytes:
         """Return `2024-03-01T00:00:00.123Z` and `end`, of one byte."""
@@ -80,7 +82,7 @@ class Moments:
 
 def make_tables() -> None:
     """Make the lookup tables now, not when the first tick waits for them."""
-    for table in (_clock_table, _thousandths, _point_and_thousandths):
+    for table in (_clock_table, _point_and_thousandths):
         table()
 
 
@@ -100,11 +102,6 @@ def _days(days: Ints) -> NDArray[np.bytes_]:
 def _clock_table() -> NDArray[np.uint64]:
     text = "".join(f"{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}" for s in range(_DAY_SECONDS))
     return np.frombuffer(text.encode(), "<u8")
-
-
-@cache
-def _thousandths() -> NDArray[Any]:
-    return np.frombuffer("".join(f"{n:03d}" for n in range(1000)).encode(), "S3")
 
 
 @cache
