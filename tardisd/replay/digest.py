@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tardisd.market.columns import NO_SIDE, SELL, SIDES, Ids
 from tardisd.market.decimals import DIGITS, POWERS
+from tardisd.market.series import Series
 from tardisd.market.ticks import Ticks
 
 _ID_BIT, _SELL_BIT, _FIRST_FIELD_BIT = 0, 1, 2
@@ -22,11 +23,6 @@ _ID_BIT, _SELL_BIT, _FIRST_FIELD_BIT = 0, 1, 2
 def text_hash(text: bytes) -> int:
     """Return the first 8 bytes of BLAKE2b of the text, as a little-endian integer."""
     return int.from_bytes(blake2b(text).digest()[:8], "little")
-
-
-@lru_cache(maxsize=4096)
-def _series_hash(text: str) -> int:
-    return text_hash(text.encode())
 
 
 def new_digest() -> blake2b:
@@ -78,12 +74,21 @@ def records(ticks: Ticks) -> NDArray[np.void]:
 def _beginnings(ticks: Ticks, bits: int) -> NDArray[np.void]:
     """Return records with what depends on series and side only: all else is 0."""
     sides = (NO_SIDE,) if ticks.sides is None else SIDES
-    kinds = np.zeros((len(ticks.series), len(sides)), _layout(len(ticks.schema.fields)))
-    for series, row in zip(ticks.series, kinds, strict=True):
-        row["series"] = _series_hash(series.text)
-        row["bits"] = [bits | (side == SELL) << _SELL_BIT for side in sides]
+    kinds = _kinds(ticks.series, sides, bits, len(ticks.schema.fields))
     which = ticks.rank if ticks.sides is None else ticks.rank * len(SIDES) + ticks.sides
-    return kinds.reshape(-1).take(which)
+    return kinds.take(which)
+
+
+@lru_cache(maxsize=64)
+def _kinds(
+    table: tuple[Series, ...], sides: tuple[int, ...], bits: int, fields: int
+) -> NDArray[np.void]:
+    """Return one record for each series and side, in order."""
+    kinds = np.zeros((len(table), len(sides)), _layout(fields))
+    for series, row in zip(table, kinds, strict=True):
+        row["series"] = text_hash(series.text.encode())
+        row["bits"] = [bits | (side == SELL) << _SELL_BIT for side in sides]
+    return kinds.reshape(-1)
 
 
 def id_numbers(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:

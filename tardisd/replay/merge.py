@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -55,6 +55,24 @@ class Taker(Protocol):
         """Take note that nothing more comes."""
 
 
+class _Fed(NamedTuple):
+    """Rows of a track and when they are released (ns): each of them, the first, the last."""
+
+    batch: Batch
+    release: Ints
+    first: int
+    last: int
+
+    def before(self, bound: int) -> int:
+        """Return how many rows are released before `bound`."""
+        return len(self.release) if self.last < bound else int(self.release.searchsorted(bound))
+
+    def about(self, bound: int) -> int:
+        """Return about how many rows are released before `bound`, reckoned from the ends."""
+        part = min(max(bound - self.first, 0), span := self.last - self.first + 1)
+        return len(self.release) * part // span
+
+
 class Track:
     """One series on its way into the merge: what was read and not yet released.
 
@@ -78,7 +96,7 @@ class Track:
         self.open = True
         #: Release time (ns) of the last row that was read and not taken; None when there is none.
         self.last: int | None = None
-        self._waiting: deque[tuple[Batch, Ints]] = deque()
+        self._waiting: deque[_Fed] = deque()
         self._taken = 0  # rows of the first one that waits
         self._span, self._coverage, self._causes, self._delay = span, coverage, causes, delay
         self._scanner: HoleScanner | None = None
@@ -105,8 +123,8 @@ class Track:
     def put(self, batch: Batch, release: Ints) -> None:
         """Take rows with the times (ns, ascending) at which they are released."""
         if len(batch):
-            self._waiting.append((batch, release))
             self.last = int(release[-1])
+            self._waiting.append(_Fed(batch, release, int(release[0]), self.last))
 
     def finish(self) -> None:
         """Take note that nothing more comes."""
@@ -128,33 +146,32 @@ class Track:
 
     def ready(self, bound: int) -> int:
         """Return how many rows there are that are released before `bound`."""
-        count = -self._taken
-        for _, release in self._waiting:
-            if int(release[-1]) >= bound:
-                return count + int(release.searchsorted(bound, "left"))
-            count += len(release)
-        return count
+        return sum(fed.before(bound) for fed in self._waiting) - self._taken
+
+    def about(self, bound: int) -> int:
+        """Return about how many those are, for much less than it costs to know."""
+        return sum(fed.about(bound) for fed in self._waiting) - self._taken
 
     def after(self, count: int) -> int:
         """Return when the row is released (ns) that comes after so many, of those that wait."""
         count += self._taken
-        for _, release in self._waiting:
-            if count < len(release):
+        for fed in self._waiting:
+            if count < len(fed.release):
                 break
-            count -= len(release)
-        return int(release[count])
+            count -= len(fed.release)
+        return int(fed.release[count])
 
     def take(self, bound: int | None) -> list[Rows]:
         """Return and drop the rows released before `bound` (None: all)."""
         taken = []
         while self._waiting:
-            batch, release = self._waiting[0]
-            start, upto = self._taken, len(release)
-            if bound is not None and int(release[-1]) >= bound:
-                upto = int(release.searchsorted(bound, "left"))
+            fed = self._waiting[0]
+            start, upto = self._taken, len(fed.release)
+            if bound is not None:
+                upto = fed.before(bound)
             if start < upto:
-                taken.append(Rows(batch, release, start, upto))
-            if upto < len(release):
+                taken.append(Rows(fed.batch, fed.release, start, upto))
+            if upto < len(fed.release):
                 self._taken = upto
                 break
             self._taken = 0
@@ -317,14 +334,14 @@ class Merger:
     def _enough(self, bound: int) -> bool:
         rows = 0
         for track in reversed(self.tracks):  # candles, of which there are few, come first
-            rows += track.ready(bound)
+            rows += track.about(bound)
             if rows >= self.window_ticks:
                 return True
         return False
 
     def _nearer(self, bound: int | None) -> int | None:
         """Return a bound that cuts off what would make the window much too long for the cache."""
-        most = 4 * max(self.window_ticks, BLOCK_TICKS)
+        most = max(2 * self.window_ticks, 4 * BLOCK_TICKS)
         end = _FOREVER if bound is None else bound
         ready = [track.ready(end) if track.delivered else 0 for track in self.tracks]
         rows = sum(ready)

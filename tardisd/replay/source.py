@@ -37,8 +37,10 @@ from tardisd.wire.encode import Frame
 READ_AHEAD_BLOCKS = 2
 # A job in a worker thread costs as much as encoding several hundred ticks.
 TICKS_A_JOB = 2 * BLOCK_TICKS
-# A session alone is best served by larger blocks: there are fewer calls, and it has the memory.
+# A session alone is best served by larger blocks and windows: there are fewer calls, and it has the
+# memory.
 TICKS_ALONE = 2 * BLOCK_TICKS
+WINDOW_ALONE = 4 * TICKS_ALONE
 
 Item = Snapshot | Prepared | Mark | Reports
 Items = trio.MemoryReceiveChannel[Item]
@@ -134,8 +136,7 @@ class Source:
                 while not feeds.done or preparer.busy:
                     inline = self.unpaced() and self.workers.alone()
                     if not preparer.busy:
-                        feeds.merger.window_ticks = TICKS_A_JOB if self.unpaced() else 0
-                        feeds.merger.block_ticks = TICKS_ALONE if inline else BLOCK_TICKS
+                        self._shape(feeds.merger, inline)
                         await feeds.fill()
                     if inline:
                         items = preparer.work(TICKS_ALONE)
@@ -147,6 +148,15 @@ class Source:
                         await send.send(item)
                 if (reports := feeds.analyses.finish()) is not None:
                     await send.send(reports)
+
+    def _shape(self, merger: Merger, inline: bool) -> None:
+        """Say how large the next window and its blocks are to be: small ones come soon."""
+        if inline:
+            merger.window_ticks = WINDOW_ALONE if merger.window_ticks else TICKS_A_JOB
+            merger.block_ticks = TICKS_ALONE
+        else:
+            merger.window_ticks = TICKS_A_JOB if self.unpaced() else 0
+            merger.block_ticks = BLOCK_TICKS
 
     @asynccontextmanager
     async def _merging(self, begin: Position | None) -> AsyncIterator[_Feeds]:
