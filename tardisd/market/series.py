@@ -196,6 +196,9 @@ class Series:
     def __str__(self) -> str:
         return self.text
 
+    def __hash__(self) -> int:  # a text knows its hash, and a session's table has hundreds
+        return hash(self.text)
+
     @property
     def is_forming(self) -> bool:
         """Whether its candles are not finished yet."""
@@ -223,6 +226,9 @@ class DerivedSeries(Series):
 
     source: DataType
     closed: bool = True
+
+    def __hash__(self) -> int:
+        return hash(self.text)
 
     @property
     def is_forming(self) -> bool:

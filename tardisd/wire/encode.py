@@ -207,15 +207,15 @@ def _names(series: Series, _: int) -> bytes:
 
 
 def _close_times(ticks: Ticks) -> Ints:
-    if len(ticks.series) == 1:
-        interval = ticks.series[0].data_type.interval
-        assert interval is not None
+    intervals = [series.data_type.interval for series in ticks.series]
+    present = {intervals[rank] for rank in np.unique(ticks.rank).tolist()} - {None}
+    if len(present) == 1 and (interval := present.pop()) is not None:
         return closes(ticks.ts_event, interval)
     ends = np.empty(len(ticks), np.int64)
-    for rank, series in enumerate(ticks.series):
-        rows = ticks.rank == rank
-        if series.data_type.interval is not None and rows.any():
-            ends[rows] = closes(ticks.ts_event[rows], series.data_type.interval)
+    for interval in present:
+        assert interval is not None
+        rows = np.array([one == interval for one in intervals])[ticks.rank]
+        ends[rows] = closes(ticks.ts_event[rows], interval)
     return ends
 
 
