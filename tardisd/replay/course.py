@@ -72,6 +72,10 @@ class Stage:
     pause_by_itself: Callable[[], None]
 
 
+# A storage that gives nothing for so long is told of as what a session waits for.
+STARVED_SECS = 1.0
+
+
 @dataclass
 class Course:
     """An epoch: where it began, why, and how far it is.
@@ -93,6 +97,8 @@ class Course:
     #: What analyses have to say at the end, by analyzer.
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     progress: Progress = field(init=False)
+    #: Since when (trio's clock, seconds) the next item has been waited for.
+    _starving_since: float | None = field(init=False, default=None)
     _gap_until: dict[Series, int] = field(init=False)
     _barrier: int | None = field(init=False, default=None)
     _after_silence: list[Callable[[], None]] = field(init=False, default_factory=list)
@@ -117,6 +123,12 @@ class Course:
         """Whether what followers have had of the daemon before this one is being gone through."""
         return self.progress.seq < self.silent_seq
 
+    def waiting_for(self) -> list[str]:
+        """Return what holds the session up: followers by name, or a storage that gives nothing."""
+        since = self._starving_since
+        starving = since is not None and trio.current_time() - since >= STARVED_SECS
+        return [*self.stage.audience.waiting_for(), *(["storage"] if starving else [])]
+
     def after_silence(self, action: Callable[[], None]) -> None:
         """Call `action` once nothing is gone through silently any more."""
         self._after_silence.append(action)
@@ -134,7 +146,9 @@ class Course:
 
     async def play(self, items: Items) -> None:
         """Release everything, then wait for the session's end time."""
+        self._starving_since = trio.current_time()
         async for item in items:
+            self._starving_since = None
             await trio.lowlevel.checkpoint_if_cancelled()  # as in `Timeline.changed`
             if isinstance(item, Snapshot):
                 self._tell_snapshot(item)
@@ -144,6 +158,8 @@ class Course:
                 self.reports = item.found
             else:
                 await self._release(item)
+            self._starving_since = trio.current_time()
+        self._starving_since = None
         self.silent_seq = 0  # the stored data have become fewer
         self.end_silence()
         self.end_steps()

@@ -58,7 +58,7 @@ def report(
         "subscribers": len(audience),
         "lag_ms": time.lag_ms(),
         "emission_error_ms": time.emission_error_ms(),
-        "waiting_for": audience.waiting_for(),
+        "waiting_for": course.waiting_for(),
         "queues": audience.facts(),
         "sinks": list(sinks),
         "origin": course.stage.request.origin,

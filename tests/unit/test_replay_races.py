@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+
 import numpy as np
 import pytest
 import trio
@@ -260,3 +262,48 @@ def test_the_place_to_come_back_to_is_never_in_the_wrong_epoch():
             session.stop()
 
     run_engine(main)
+
+
+class Away(MemoryStorage):
+    """A storage whose reads give nothing while its server is not `back`."""
+
+    def __init__(self):
+        super().__init__()
+        self.back = trio.Event()
+        self.back.set()
+
+    @asynccontextmanager
+    async def read(self, series, span):
+        async with super().read(series, span) as batches, trio.open_nursery() as nursery:
+            send, receive = trio.open_memory_channel(0)
+
+            async def pump():
+                with send:
+                    await self.back.wait()
+                    async for batch in batches:
+                        await send.send(batch)
+
+            nursery.start_soon(pump)
+            yield receive
+            nursery.cancel_scope.cancel()
+
+
+def test_status_tells_of_a_storage_that_is_waited_for():
+    storage = Away()
+
+    async def main(engine):
+        await fill(engine)
+        session = await engine.create([TRADES], SPAN, speed="max")
+        listener = engine.listen(session)
+        storage.back = trio.Event()
+        session.begin()
+        await trio.sleep(0.5)
+        assert session.status()["waiting_for"] == []
+        await trio.sleep(1)
+        assert session.status()["waiting_for"] == ["storage"]
+        storage.back.set()
+        await listener.done.wait()
+        assert listener.end["reason"] == "finished"
+        assert session.status()["waiting_for"] == []
+
+    run_engine(main, storage=storage)
