@@ -87,8 +87,13 @@ class Audience:
             follower.void()
             follower.notify(notice)
 
-    def go_round(self, notice: Notice) -> None:
-        """Tell all that a new epoch begins because the old one is over: it is received whole."""
+    def go_round(self, notice: Notice, last_seq: int) -> None:
+        """Tell all that a new epoch begins because the old one is over: it is received whole.
+
+        Who still catches up and is not waited for (`owed`) is told what it misses, or cut off.
+        """
+        for follower in list(self._behind):
+            follower.miss(last_seq)
         self._gather()
         for follower in self._present.copy():
             follower.go_round()
@@ -131,6 +136,10 @@ class Audience:
     def unheard(self) -> list[Follower]:
         """Return the followers whose word is waited for before the end."""
         return [f for f in self._present if f.awaited and not f.is_idle]
+
+    def owed(self) -> list[Follower]:
+        """Return the followers that catch up and are to have all before a new round begins."""
+        return [follower for follower in self._behind if follower.policy == "block"]
 
     def silent(self) -> list[Follower]:
         """Return the followers that have not acknowledged the barrier they were sent."""

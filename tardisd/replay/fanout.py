@@ -181,6 +181,17 @@ class Follower:
             self.void()
         self._number_anew()
 
+    def miss(self, last_seq: int) -> None:
+        """Go without what is not queued yet, up to the last number of the epoch that is over."""
+        seqs = (_last_seq(item) for item in reversed(self._queue))
+        had = next((seq for seq in seqs if seq), max(self.last_seq, self.heard_seq))
+        if had >= last_seq:
+            return
+        if self.policy == "disconnect":
+            self.evict("the round that it was catching up with is over")
+        else:
+            self.notify(_skipped(had + 1, last_seq))
+
     @property
     def _many_items(self) -> int:
         return self._limits.most_items // 2
@@ -328,6 +339,14 @@ def _first_seq(item: SessionBlock | Notice) -> int:
     if isinstance(item, Notice):
         return int(item.fields["seq"])
     return item.first_seq
+
+
+def _last_seq(item: SessionBlock | Notice) -> int:
+    """Return the last number that an item tells of, or 0."""
+    if _is_skipped(item):
+        return int(item.fields["to_seq"])
+    weight = _weight(item)
+    return _first_seq(item) + weight - 1 if weight else 0
 
 
 def _skipped(first: int, last: int) -> Notice:

@@ -90,6 +90,11 @@ class Door:
         """Give a follower all that came after `seq`, at once if it is at hand."""
         progress, audience = course.progress, course.stage.audience
         follower.last_seq = follower.heard_seq = seq
+        if not seq and course.cause is not None and not course.awaiting_snapshot:
+            # It may have been cut off between `reset` and the snapshot that belongs to it.
+            follower.held = trio.CancelScope()
+            where = (course.begin, course.begin.release)
+            self._spawn(give_snapshot, self._source, course, *where, follower, ())
         missed = [] if seq >= progress.seq else progress.missed(seq)
         if missed is None:
             reader = CatchUp(self._source, course, follower, seq, self._end)
@@ -218,6 +223,7 @@ class CatchUp:
             audience.finish(self._follower, end)
         else:
             audience.join(self._follower)
+            course.stage.time.poke()  # a new round may wait for it
         return True
 
     async def _room(self) -> None:

@@ -215,14 +215,18 @@ class Lifetime:
                 await self._time.changed()
         changed = await self._source.has_changed()
         await course.until_end()  # it may have been paused meanwhile
+        while self.request.loop and self._audience.owed():  # who blocks gets the round whole
+            await self._time.changed()
+            await course.until_end()
         if not self.request.loop:
             self.finish("finished", data_changed=changed)
             return
         if not course.progress.seq:
             await trio.sleep(_EMPTY_LOOP_SECS)
         done = {"ticks": course.progress.ticks, "hash": course.progress.hexdigest()}
+        last_seq = course.progress.seq
         self._replace(Position(self.request.start), "loop")
-        self._audience.go_round(self._course.reset_notice(**done))
+        self._audience.go_round(self._course.reset_notice(**done), last_seq)
 
     # ---- the end
 

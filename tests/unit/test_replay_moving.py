@@ -355,6 +355,27 @@ def test_who_comes_back_after_a_seek_begins_anew():
     run_engine(main)
 
 
+@pytest.mark.parametrize("late", [0, 1, 9], ids=["at once", "soon", "at the end"])
+def test_who_was_cut_off_before_the_snapshot_of_a_jump_gets_it(late):
+    async def main(engine):
+        await fill(engine)
+        session = await engine.create([TRADES, CANDLES], SPAN, speed=60.0)
+        session.begin()
+        await trio.sleep(3)
+        at = START + 6 * MINUTE
+        session.seek(at)
+        await trio.sleep(late)
+        back = engine.listen_from(session, Resume(2, 0), "block")
+        await back.done.wait()
+        [snapshot] = back.notices("snapshot")
+        assert back.heard[0].item is snapshot
+        assert snapshot.fields["clock"] == at // MILLISECOND
+        assert snapshot_of(snapshot) == newest(at)
+        assert back.ticks() == expected(at)
+
+    run_engine(main)
+
+
 @pytest.mark.parametrize("barrier", [None, "1m"])
 @pytest.mark.parametrize("speed", ["max", 100.0])
 def test_lockstep_waits_for_every_acknowledgement(barrier, speed):

@@ -18,12 +18,15 @@ from tardisd.plugins.sessions import Notice, Resume
 from tardisd.replay.audience import Audience
 from tardisd.replay.block import Prepared
 from tardisd.replay.fanout import QueueLimits
+from tardisd.replay.manager import SessionLimits
+from tardisd.replay.timeline import Tuning
 from tardisd.testing.engine import run_engine, ticks_of
 from tardisd.testing.memory import MemoryStorage
 from tardisd_websocket.follower import Follower
 
 START = parse_time("2024-03-01T00:00:00Z")
 SPAN = Span(START, START + 10 * MINUTE)
+WIDE = Span(START, START + 10_000 * SECOND)
 TRADES = Series.parse("binance:BTC/USDT@trade")
 
 
@@ -136,13 +139,66 @@ def test_a_round_of_a_loop_is_received_whole_by_one_who_is_slow():
     run_engine(main)
 
 
+class Hesitant(MemoryStorage):
+    """A storage that lets a second reader wait until `go`: it is behind meanwhile."""
+
+    go: trio.Event
+
+    @asynccontextmanager
+    async def read(self, series, span):
+        if hasattr(self, "go"):
+            await self.go.wait()
+        async with super().read(series, span) as batches:
+            yield batches
+
+
+@pytest.mark.parametrize("when_full", ["block", "drop_oldest", "conflate", "disconnect"])
+def test_the_round_of_a_loop_that_one_is_catching_up_with_is_received_whole_or_missed(when_full):
+    storage = Hesitant()
+    limits = QueueLimits(max_block_secs=1000.0)
+
+    async def main(engine):
+        await fill(engine, range(10_000), WIDE)
+        session = await engine.create([TRADES], WIDE, speed=1000.0, loop=True)
+        first = engine.listen(session)
+        session.begin()
+        await trio.sleep(9.5)
+        storage.go = trio.Event()
+        back = engine.listen_from(session, Resume(1, 100), when_full)
+        await trio.sleep(2)
+        waits = session.status()["epoch"] == 1
+        storage.go.set()
+        await trio.sleep(2)
+        session.stop()
+        await back.done.wait()
+        assert waits == (when_full == "block")
+        if when_full == "disconnect":
+            assert "round" in back.evicted
+            return
+        before = back.heard[: [heard.item.type if isinstance(heard.item, Notice) else ""
+                               for heard in back.heard].index("reset")]  # fmt: skip
+        if when_full == "block":
+            seqs = [seq for one in before for seq in seqs_of(one.item)]
+            assert seqs == list(range(101, 10_001))
+        else:
+            [skipped] = [one.item for one in before]
+            assert skipped.fields == {"from_seq": 101, "to_seq": 10_000}
+        first.follower.close()
+
+    run_engine(main, storage=storage, limits=SessionLimits(tuning=Tuning(limits=limits)))
+
+
+def seqs_of(block):
+    return range(block.first_seq, block.first_seq + len(block))
+
+
 @pytest.mark.parametrize("when_full", ["drop_oldest", "conflate"])
 def test_rounds_of_a_loop_do_not_pile_up(when_full):
     audience = Audience(QueueLimits(most_items=100), lambda: None, lambda: "max")
     asleep = audience.make(when_full, (), "", False)
     audience.join(asleep)
     for epoch in range(2, 1000):
-        audience.go_round(Notice("reset", {"epoch": epoch, "seq": 0}))
+        audience.go_round(Notice("reset", {"epoch": epoch, "seq": 0}), 0)
         audience.tell(Notice("snapshot", {"epoch": epoch}))
         assert len(asleep._queue) < 60
     assert len(audience) == 1
