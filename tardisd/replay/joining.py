@@ -173,7 +173,7 @@ class CatchUp:
         """Deliver until the follower has what the session has, and leave it among the others."""
         with self.scope:
             error = await attempt(self._deliver)
-            if error is not None:
+            if error is not None and self._course.stage.audience.is_behind(self._follower):
                 self._follower.evict(f"what was missed cannot be had: {describe(error)}")
 
     async def _deliver(self) -> None:
@@ -187,6 +187,8 @@ class CatchUp:
         at = place.seq
         async with self._source.open(course.number, opening) as items:
             async for item in items:
+                # The item may have been on its way when the session was sought: it is void then.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 if isinstance(item, Prepared):
                     await self._block(item, at)
                     at += len(item)

@@ -218,6 +218,7 @@ class Lifetime:
         while self.request.loop and self._audience.owed():  # who blocks gets the round whole
             await self._time.changed()
             await course.until_end()
+        await trio.lowlevel.checkpoint_if_cancelled()  # a verb may have come just now: no end then
         if not self.request.loop:
             self.finish("finished", data_changed=changed)
             return

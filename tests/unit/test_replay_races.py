@@ -188,6 +188,74 @@ def test_the_round_of_a_loop_that_one_is_catching_up_with_is_received_whole_or_m
     run_engine(main, storage=storage, limits=SessionLimits(tuning=Tuning(limits=limits)))
 
 
+class SeekWhenReady(trio.abc.Instrument):
+    """Seeks when a task is about to run for the nth time."""
+
+    def __init__(self, name, nth, seek):
+        self.name, self.left, self.seek = name, nth, seek
+
+    def task_scheduled(self, task):
+        if self.name in task.name:
+            self.left -= 1
+            if not self.left:
+                self.seek()
+
+
+@pytest.mark.parametrize("nth", range(1, 8))
+def test_a_seek_leaves_nothing_of_what_is_being_caught_up_with(nth):
+    async def main(engine):
+        await fill(engine, range(10_000), WIDE)
+        session = await engine.create([TRADES], WIDE, speed=1000.0)
+        session.begin()
+        await trio.sleep(9.5)
+        instrument = SeekWhenReady("CatchUp.run", nth, lambda: session.seek(START + 9000 * SECOND))
+        trio.lowlevel.add_instrument(instrument)
+        back = engine.listen_from(session, Resume(1, 100), "block")
+        await back.done.wait()
+        trio.lowlevel.remove_instrument(instrument)
+        if instrument.left > 0:
+            return  # it had caught up before
+        [at] = [at for at, heard in enumerate(back.heard)
+                if isinstance(heard.item, Notice) and heard.item.type == "reset"]  # fmt: skip
+        seqs = [
+            seq
+            for heard in back.heard[at:]
+            if not isinstance(heard.item, Notice)
+            for seq in seqs_of(heard.item)
+        ]
+        assert seqs == list(range(1, 1001))
+
+    run_engine(main)
+
+
+class Shielded(MemoryStorage):
+    """A storage that asks in a thread, as those on disk do: a cancellation is heard later."""
+
+    async def version(self, series):
+        return await trio.to_thread.run_sync(lambda: self._find(series).version)
+
+
+@pytest.mark.parametrize("nth", range(1, 10))
+def test_a_seek_just_before_the_end_is_no_end(nth):
+    async def main(engine):
+        await fill(engine)
+        session = await engine.create([TRADES], SPAN, speed="max")
+        listener = engine.listen(session)
+
+        def seek():
+            if not session.has_ended:
+                session.seek(START + MINUTE)
+
+        instrument = SeekWhenReady("Lifetime.run", nth, seek)
+        trio.lowlevel.add_instrument(instrument)
+        session.begin()
+        await listener.done.wait()
+        trio.lowlevel.remove_instrument(instrument)
+        assert (listener.end["epoch"], listener.end["ticks"]) in [(1, 600), (2, 540)]
+
+    run_engine(main, storage=Shielded())
+
+
 def seqs_of(block):
     return range(block.first_seq, block.first_seq + len(block))
 
