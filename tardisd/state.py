@@ -82,6 +82,13 @@ MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (
 VERSION = len(MIGRATIONS)
 
 
+def _decoded(text: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return {}
+
+
 class State:
     """The daemon's own records. Calls are short and synchronous."""
 
@@ -138,7 +145,7 @@ class State:
             self._connection.execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
 
     def sessions(self) -> list[SessionRecord]:
-        """Return all sessions remembered, oldest first."""
+        """Return all sessions remembered, oldest first; what is damaged of them is empty."""
         with self._named_errors():
             rows = self._connection.execute(
                 "SELECT session_id, request, created_at, status, ended_at, end, place FROM sessions"
@@ -147,12 +154,12 @@ class State:
         return [
             SessionRecord(
                 session_id,
-                msgspec.json.decode(request),
+                _decoded(request),
                 created_at,
                 status,
                 ended_at,
-                None if end is None else msgspec.json.decode(end),
-                None if place is None else msgspec.json.decode(place),
+                None if end is None else _decoded(end) or None,
+                None if place is None else _decoded(place),
             )
             for session_id, request, created_at, status, ended_at, end, place in rows
         ]

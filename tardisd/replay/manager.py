@@ -30,6 +30,7 @@ from tardisd.replay.session import ReplaySession
 from tardisd.replay.source import Source, Workers
 from tardisd.replay.timeline import Timeline, Tuning
 from tardisd.state import SessionRecord, State
+from tardisd.supervise import attempt, describe
 from tardisd.wall import wall_ns
 from tardisd.wire.encode import make_tables
 
@@ -300,17 +301,21 @@ class SessionManager:
         """Take up the sessions of the daemon before this one: durable ones paused, others ended."""
         now = wall_ns()
         for record in self._state.sessions():
+            why, again = "the daemon was restarted", False
             if record.ended_at is None and record.place is not None:
-                try:
-                    await self._take_up(record, Place.from_json(record.place))
+                error = await attempt(partial(self._take_up, record))
+                if error is None:
                     continue
-                except (RequestError, StorageError) as error:
-                    why = f"it could not be taken up again: {error.message}"
-            else:
-                why = "the daemon was restarted"
-            await self._take_up_ended(record, now, why)
+                # It may be because of the configuration: the next daemon tries once more.
+                why, again = f"it could not be taken up again: {describe(error)}", True
+                log.error("session not taken up", session=record.session_id, error=describe(error))
+            error = await attempt(partial(self._take_up_ended, record, now, why, again))
+            if error is not None:
+                log.error("session dropped", session=record.session_id, error=describe(error))
+                self._state.forget(record.session_id)
 
-    async def _take_up(self, record: SessionRecord, place: Place) -> None:
+    async def _take_up(self, record: SessionRecord) -> None:
+        place = Place.from_json(record.place or {})
         request = request_from_json(record.session_id, record.request)
         storage = self._storage(request.storage)
         found = (await find(storage, request, again=True)).as_of(place.versions)
@@ -321,13 +326,14 @@ class SessionManager:
         self._start(session, outlets, record.created_at)
         log.info("session taken up", session=record.session_id, **place.as_json())
 
-    async def _take_up_ended(self, record: SessionRecord, now: int, why: str) -> None:
+    async def _take_up_ended(self, record: SessionRecord, now: int, why: str, again: bool) -> None:
         end, ended_at = record.end, record.ended_at
         if end is None or ended_at is None:  # it was running when the daemon went
             ended_at = now
             end = {"epoch": 1, "reason": "stopped", "ticks": 0, "hash": "", "message": why}
             record = replace(record, status="stopped", ended_at=now, end=end, place=None)
-            self._state.put(record)
+            if not again:
+                self._state.put(record)
         left = self._limits.kept_secs - (now - ended_at) / SECOND
         if left <= 0:
             self._state.forget(record.session_id)
@@ -342,7 +348,8 @@ class SessionManager:
         session = self._make(record.session_id, request, found, storage)
         session.restore_ended(record.status, end, place)
         self._sessions[record.session_id] = session
-        self._running_nursery().start_soon(self._forget_later, record.session_id, left)
+        if not again:
+            self._running_nursery().start_soon(self._forget_later, record.session_id, left)
 
     def _running_nursery(self) -> trio.Nursery:
         if self._nursery is None or self._closing:

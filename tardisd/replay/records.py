@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import msgspec
+
+from tardisd.errors import StorageError
 from tardisd.market.series import DataType, DerivedSeries, Series
 from tardisd.market.time import Interval, format_time
 from tardisd.plugins.sessions import SessionRequest, Speed
@@ -38,13 +41,11 @@ class Place:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Place:
-        """Return what `as_json` gave."""
-        at = record.get("at")
-        positions = {
-            "begin": Position(**record["begin"]),
-            "at": None if at is None else Position(**at),
-        }
-        return cls(**{**record, **positions})
+        """Return what `as_json` gave. Raises StorageError for anything else."""
+        try:
+            return msgspec.convert(record, cls)
+        except msgspec.ValidationError as error:
+            raise StorageError(f"its place cannot be read: {error}") from None
 
 
 def request_as_json(request: SessionRequest) -> dict[str, Any]:
@@ -58,16 +59,22 @@ def request_as_json(request: SessionRequest) -> dict[str, Any]:
 
 
 def request_from_json(session_id: str, record: Mapping[str, Any]) -> SessionRequest:
-    """Return the request that was written down; what an older daemon did not know is default."""
+    """Return the request that was written down; what an older daemon did not know is default.
+
+    Raises StorageError for one that is damaged.
+    """
     known = {field.name for field in fields(SessionRequest)}
     found = {name: value for name, value in record.items() if name in known}
-    for name in _SERIES:
-        found[name] = tuple(_series(text) for text in found.get(name, ()))
-    for name in _TEXTS:
-        found[name] = tuple(found.get(name, ()))
-    if found.get("barrier") is not None:
-        found["barrier"] = Interval.parse(found["barrier"])
-    return SessionRequest(**{**found, "session_id": session_id})
+    try:
+        for name in _SERIES:
+            found[name] = tuple(_series(text) for text in found.get(name, ()))
+        for name in _TEXTS:
+            found[name] = tuple(found.get(name, ()))
+        if found.get("barrier") is not None:
+            found["barrier"] = Interval.parse(found["barrier"])
+        return SessionRequest(**{**found, "session_id": session_id})
+    except (TypeError, ValueError) as error:
+        raise StorageError(f"its request cannot be read: {error}") from None
 
 
 def _text(series: Series) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -15,9 +17,12 @@ from tardisd.market.series import Series
 from tardisd.market.span import Coverage, Span
 from tardisd.market.time import HOUR, MILLISECOND, MINUTE, SECOND, Interval, parse_time
 from tardisd.plugins.sessions import Notice, Resume
+from tardisd.plugins.sink import Sink
 from tardisd.replay.manager import SessionLimits
 from tardisd.state import State
 from tardisd.testing.engine import run_engine, ticks_of
+from tardisd.testing.sink import sink_context
+from tardisd.wall import wall_ns
 
 START = parse_time("2024-03-01T00:00:00Z")
 SPAN = Span(START, START + 10 * MINUTE)
@@ -472,6 +477,83 @@ def test_a_durable_session_goes_on_where_it_was(tmp_path):
         assert back.end == ahead.end == WHOLE.end
 
     run_engine(second, state=state, storage=kept["storage"], limits=SessionLimits())
+
+
+class Deaf(Sink):
+    """A sink that follows no session."""
+
+    name = "deaf"
+
+    @asynccontextmanager
+    async def open(self, session):
+        yield None
+
+
+def test_a_durable_session_waits_for_a_daemon_that_has_all_it_needs(tmp_path):
+    state, kept = tmp_path / "state.sqlite", {}
+    sinks = {"deaf": Deaf(Sink.Options(), sink_context(None))}
+
+    async def first(engine):
+        await fill(engine)
+        kept["storage"] = engine.storage
+        session = await engine.create(
+            [TRADES], SPAN, speed=60.0, durable=True, session_id="d", sinks=("deaf",)
+        )
+        session.begin()
+        await trio.sleep(4.0001)
+
+    async def without(engine):
+        session = engine.sessions.get("d")
+        end = (await session.subscribe("block").receive()).fields
+        assert end["reason"] == "stopped"
+        assert "could not be taken up again: sinks: 'deaf' is not one of" in end["message"]
+        await trio.sleep(3600)
+        assert engine.sessions.list() == [session]
+
+    async def second(engine):
+        status = engine.sessions.get("d").status()
+        assert (status["status"], status["clock"]) == ("paused", START // MILLISECOND + 240_006)
+
+    async def dropped(engine):
+        engine.sessions.remove("d")
+
+    async def gone(engine):
+        assert engine.sessions.list() == []
+
+    run_engine(first, state=state, sinks=sinks)
+    for _ in range(2):
+        run_engine(without, state=state, storage=kept["storage"])
+        run_engine(second, state=state, storage=kept["storage"], sinks=sinks)
+    run_engine(without, state=state, storage=kept["storage"])
+    run_engine(dropped, state=state, storage=kept["storage"])
+    run_engine(gone, state=state, storage=kept["storage"], sinks=sinks)
+
+
+@pytest.mark.parametrize("column", ["place", "request", "end"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"epoch":"x","series":7}'])
+def test_a_damaged_record_is_no_other_sessions_trouble(tmp_path, column, text):
+    state, kept = tmp_path / "state.sqlite", {}
+
+    async def first(engine):
+        await fill(engine)
+        kept["storage"] = engine.storage
+        for name in ("sound", "damaged"):
+            await engine.create([TRADES], SPAN, durable=True, session_id=name)
+
+    async def second(engine):
+        found = {one.session_id: one.status()["status"] for one in engine.sessions.list()}
+        assert found.pop("sound") == "paused"
+        assert found == {"place": {"damaged": "stopped"}, "request": {}}.get(column, found)
+
+    run_engine(first, state=state)
+    connection = sqlite3.connect(state)
+    with connection:
+        connection.execute(
+            f"UPDATE sessions SET {column} = ?, ended_at = ? WHERE session_id = 'damaged'",
+            (text, wall_ns() if column == "end" else None),
+        )
+    connection.close()
+    run_engine(second, state=state, storage=kept["storage"])
 
 
 def test_a_jump_of_a_durable_session_is_written_down_before_anybody_hears_of_it(tmp_path):
