@@ -70,6 +70,8 @@ class Stage:
     verbs: Callable[[], int]
     #: Called when time has come to the request's `until`.
     pause_by_itself: Callable[[], None]
+    #: Has the session written down, if it is durable.
+    note: Callable[[], None]
 
 
 # A storage that gives nothing for so long is told of as what a session waits for.
@@ -336,6 +338,7 @@ class Course:
             self.stepped_back = None
 
     def _tell_stepped(self, steps: Steps, count: int) -> None:
+        self.stage.note()
         clock = self.stage.time.market() // MILLISECOND
         notice = Notice("stepped", {"count": count, "clock": clock})
         self.stage.audience.tell(notice, steps.by, steps.request_id)

@@ -57,9 +57,10 @@ class Lifetime:
         self._audience = Audience(tuning.limits, self._time.poke, lambda: self._time.speed)
         self._source = source(self._audience, self._time)
         self._stage = Stage(
-            request, self._time, self._audience, tuning, lambda: self._verbs, self._pause_itself
-        )
-        #: Has a durable session written down before anybody hears that it is elsewhere.
+            request, self._time, self._audience, tuning, lambda: self._verbs, self._pause_itself,
+            lambda: self.note(),  # noqa: PLW0108 - which is set later
+        )  # fmt: skip
+        #: Has a durable session written down before anybody hears of what a verb did to it.
         self.note: Callable[[], None] = lambda: None
         self._verbs = 0
         #: The step back whose position is looked for.
@@ -179,6 +180,7 @@ class Lifetime:
     def _tell(
         self, name: str, by: Subscription | None, request_id: Any, **fields: object
     ) -> Notice:
+        self.note()
         notice = Notice(name, {**fields, "clock": self.market() // MILLISECOND})
         self._audience.tell(notice, by, request_id)
         self._verbs += 1

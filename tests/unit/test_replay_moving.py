@@ -479,6 +479,37 @@ def test_a_durable_session_goes_on_where_it_was(tmp_path):
     run_engine(second, state=state, storage=kept["storage"], limits=SessionLimits())
 
 
+def test_what_verbs_did_to_a_durable_session_is_written_down_at_once(tmp_path):
+    path = tmp_path / "state.sqlite"
+
+    async def main(engine):
+        await fill(engine)
+        session = await engine.create([TRADES], SPAN, speed=10.0, durable=True, session_id="d")
+        session.begin()
+        other = State(path)
+
+        def noted():
+            [record] = other.sessions()
+            place = record.place
+            return place["seq"], place["clock"], place["speed"]
+
+        try:
+            await trio.sleep(2.53)
+            session.pause()
+            seq = session.status()["seq"]
+            assert noted() == (seq, session.market(), 10.0)
+            session.change_speed("max")
+            assert noted() == (seq, session.market(), "max")
+            await session.step(5).wait()
+            assert noted() == (seq + 5, session.market(), "max")
+            await session.step(-2).wait()
+            assert noted() == (0, session.market(), "max")
+        finally:
+            other.close()
+
+    run_engine(main, state=path)
+
+
 class Deaf(Sink):
     """A sink that follows no session."""
 
