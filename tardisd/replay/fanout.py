@@ -8,8 +8,9 @@ number. Other notices come a few per verb; they pass a full queue by, in order.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeGuard
 
 import trio
@@ -20,6 +21,9 @@ from tardisd.replay.block import SessionBlock
 
 # What a new epoch makes void: the rest of a queue says what happened, not what is there.
 _OF_AN_EPOCH = frozenset({"gap", "barrier", "snapshot", "skipped", "reset"})
+
+# Beyond so many notices in a row a queue's market time is not looked for.
+_NEAR_ITEMS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +125,11 @@ class Follower:
 
     def _lags(self, secs: float) -> bool:
         """Tell whether what is queued spans more market time than that, at the session's speed."""
-        queue, speed = self._queue, self._ties.speed()
-        if speed == "max" or len(queue) < 2:
+        speed = self._ties.speed()
+        if speed == "max" or len(self._queue) < 2:
             return False
-        first, last = queue[0], queue[-1]
-        if isinstance(first, Notice) or isinstance(last, Notice):
+        first, last = _block_near(self._queue), _block_near(reversed(self._queue))
+        if first is None or last is None:
             return False
         return last.last_release - first.last_release > secs * speed * SECOND
 
@@ -333,6 +337,12 @@ def _weight(item: SessionBlock | Notice) -> int:
     if isinstance(item, Notice):
         return int(item.type == "gap")
     return len(item)
+
+
+def _block_near(items: Iterable[SessionBlock | Notice]) -> SessionBlock | None:
+    """Return the first block; None when many notices come before it."""
+    near = islice(items, _NEAR_ITEMS)
+    return next((item for item in near if not isinstance(item, Notice)), None)
 
 
 def _first_seq(item: SessionBlock | Notice) -> int:

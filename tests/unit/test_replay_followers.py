@@ -139,6 +139,35 @@ def test_one_that_blocks_and_reads_nothing_harms_only_itself_in_the_end():
     run_engine(main)
 
 
+@pytest.mark.parametrize("verbs", [0, 1, 5])
+@pytest.mark.parametrize("policy", ["block", "disconnect", "drop_oldest"])
+def test_a_queue_is_bounded_in_market_time(policy, verbs):
+    async def main(engine):
+        await stored(engine)
+        session = await engine.create([CANDLES], SPAN, speed=10.0)
+        stuck = session.subscribe(policy, (), "stuck")
+        session.begin()
+        for _ in range(verbs):
+            session.change_speed(10.0)  # what is told of it stands first in the queue
+        await trio.sleep(61)  # ten minutes of market time: as many candles
+        status = session.status()
+        if policy == "block":  # ten seconds: 100 of market time
+            assert status["waiting_for"] == ["stuck"]
+            assert (status["seq"], stuck.queued_ticks) == (3, 3)
+            stuck.close()
+            return
+        assert (status["seq"], stuck.queued_ticks) == (10, 10)
+        await trio.sleep(15)  # a minute: ten minutes of market time
+        if policy == "disconnect":
+            with pytest.raises(Evicted):
+                await stuck.receive()
+        else:
+            assert stuck.queued_ticks < 12 == session.status()["seq"]
+            stuck.close()
+
+    run_engine(main)
+
+
 def test_one_that_blocks_and_reads_a_little_is_kept():
     limits = SessionLimits(tuning=Tuning(limits=QueueLimits(blocking_ticks=100, max_block_secs=5)))
 
