@@ -72,6 +72,8 @@ class Stage:
     pause_by_itself: Callable[[], None]
     #: Has the session written down, if it is durable.
     note: Callable[[], None]
+    #: Called when what was released before a restart is not what is stored now.
+    begin_anew: Callable[[], None]
 
 
 # A storage that gives nothing for so long is told of as what a session waits for.
@@ -82,7 +84,8 @@ STARVED_SECS = 1.0
 class Course:
     """An epoch: where it began, why, and how far it is.
 
-    Up to `silent_seq` nothing is told: followers have had it before the daemon was restarted.
+    Up to `silent_seq` nothing is told: followers have had it before the daemon was restarted, if it
+    still has the content hash `silent_hash`.
     """
 
     number: int
@@ -92,6 +95,7 @@ class Course:
     pause_at: int | None
     series: tuple[Series, ...]
     silent_seq: int = 0
+    silent_hash: str | None = None
     steps: Steps | None = None
     awaiting_snapshot: bool = False
     #: Told once the snapshot is out: the step back that began this epoch.
@@ -142,9 +146,17 @@ class Course:
         for action in actions:
             action()
 
-    def _look_for_the_end_of_silence(self) -> None:
-        if not self.is_silent:
-            self.end_silence()
+    async def _look_for_the_end_of_silence(self, nothing_more: bool = False) -> None:
+        """End the silence if it is over; begin anew if it was of something else."""
+        if self.is_silent and not nothing_more:
+            return
+        expected, self.silent_hash = self.silent_hash, None
+        same = not self.is_silent and (expected is None or expected == self.progress.hexdigest())
+        self.silent_seq = 0
+        if not same:
+            self.stage.begin_anew()
+        self.end_silence()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def play(self, items: Items) -> None:
         """Release everything, then wait for the session's end time."""
@@ -162,8 +174,7 @@ class Course:
                 await self._release(item)
             self._starving_since = trio.current_time()
         self._starving_since = None
-        self.silent_seq = 0  # the stored data have become fewer
-        self.end_silence()
+        await self._look_for_the_end_of_silence(nothing_more=True)
         self.end_steps()
         await self._keep_step(None)
         await self.until_end()
@@ -186,7 +197,7 @@ class Course:
         row = min(len(block), max(0, self.silent_seq - progress.seq))
         if row:
             progress.released(block, 0, row, None)
-            self._look_for_the_end_of_silence()
+            await self._look_for_the_end_of_silence()
         while row < len(block):
             await self.due(int(release[row]))
             upto = self._upto(block, row)
@@ -266,7 +277,7 @@ class Course:
         if self.progress.seq < self.silent_seq:
             self._gap_until[mark.series] = max(self._gap_until[mark.series], span.end)
             self.progress.marked(mark.ts_release, None)
-            self._look_for_the_end_of_silence()
+            await self._look_for_the_end_of_silence()
             return
         await self.due(mark.ts_release)
         while not await self._make_room():

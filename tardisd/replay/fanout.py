@@ -15,9 +15,11 @@ from typing import TypeGuard
 
 import trio
 
+from tardisd.errors import RequestError
 from tardisd.market.time import SECOND
 from tardisd.plugins.sessions import Evicted, Notice, Speed, WhenFull
 from tardisd.replay.block import SessionBlock
+from tardisd.supervise import describe
 
 # What a new epoch makes void: the rest of a queue says what happened, not what is there.
 _OF_AN_EPOCH = frozenset({"gap", "barrier", "snapshot", "skipped", "reset"})
@@ -241,6 +243,16 @@ class Follower:
         self._let_go()
         self._arrived.set()
         self._ties.leave(self)
+
+    def fail(self, error: Exception, what: str) -> None:
+        """End with an `error`: what it asked for is not to be had, and asking again is no use."""
+        code = error.code if isinstance(error, RequestError) else "internal"
+        self._queue.clear()
+        self._ticks = self._bytes = 0
+        self._let_go()
+        self._ties.leave(self)
+        fields = {"code": code, "message": f"{what}: {describe(error)}"}
+        self.notify(Notice("error", fields), last=True)
 
     async def receive(self) -> SessionBlock | Notice:
         """Return what comes next. Raises trio.EndOfChannel after the end, Evicted when cut off."""

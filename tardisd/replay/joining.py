@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from tardisd.errors import RequestError, StorageError
+from tardisd.errors import RequestError
 from tardisd.plugins.sessions import Notice, Resume
 from tardisd.replay.block import Prepared
 from tardisd.replay.course import Course
@@ -15,12 +15,15 @@ from tardisd.replay.merge import Mark
 from tardisd.replay.position import Position
 from tardisd.replay.prelude import Snapshot
 from tardisd.replay.prepare import Opening
+from tardisd.replay.proof import prove
 from tardisd.replay.source import Source
-from tardisd.supervise import attempt, describe
+from tardisd.supervise import attempt
 from tardisd.wall import wall_ms
 
 #: Starts a task that outlives the call and the session's own loop: (function, its arguments).
 Spawn = Callable[..., None]
+
+_CHANGED = "the stored data have changed since; subscribe without from_seq"
 
 
 class Door:
@@ -32,6 +35,8 @@ class Door:
         self._end = end
         #: Whether followers may have had more than the session knows, which was cut off by a kill.
         self.ahead = False
+        #: An epoch and versions of the stored series that are known to hold what it has released.
+        self._proven: tuple[int, dict[str, int]] | None = None
 
     def admit(self, course: Course, follower: Follower, resume: Resume | None) -> None:
         """Have a follower hear what comes, after what it needs first. Raises RequestError."""
@@ -97,7 +102,7 @@ class Door:
             self._spawn(give_snapshot, self._source, course, *where, follower, ())
         missed = [] if seq >= progress.seq else progress.missed(seq)
         if missed is None:
-            reader = CatchUp(self._source, course, follower, seq, self._end)
+            reader = CatchUp(self._source, course, follower, seq, self._end, self._is_same)
             audience.lag_behind(follower, reader.scope)
             self._spawn(reader.run)
             return
@@ -111,6 +116,16 @@ class Door:
                 follower.push(item)
         if end is not None:
             audience.finish(follower, end)
+
+    async def _is_same(self, course: Course) -> bool:
+        """Tell whether the storage still has what an epoch has released, whatever else changed."""
+        versions = await self._source.versions_now()
+        if versions == self._source.versions() or (course.number, versions) == self._proven:
+            return True
+        if not (await prove(self._source, course))["equal"]:
+            return False
+        self._proven = course.number, versions
+        return True
 
 
 async def take_snapshot(source: Source, course: Course, position: Position) -> Snapshot:
@@ -146,7 +161,7 @@ async def give_snapshot(
     if follower.held is not scope:
         return
     if error is not None:
-        follower.evict(f"no snapshot could be made: {describe(error)}")
+        follower.fail(error, "no snapshot could be made")
     else:
         follower.let(*first, *found)
 
@@ -161,12 +176,14 @@ class CatchUp:
         follower: Follower,
         seq: int,
         end: Callable[[], Notice | None],
+        is_same: Callable[[Course], Awaitable[bool]],
     ) -> None:
         self._source = source.aside(follower.forms)
         self._course = course
         self._follower = follower
         self._seq = seq
         self._end = end
+        self._is_same = is_same
         self.scope = trio.CancelScope()
 
     async def run(self) -> None:
@@ -174,7 +191,7 @@ class CatchUp:
         with self.scope:
             error = await attempt(self._deliver)
             if error is not None and self._course.stage.audience.is_behind(self._follower):
-                self._follower.evict(f"what was missed cannot be had: {describe(error)}")
+                self._follower.fail(error, "what was missed cannot be had")
 
     async def _deliver(self) -> None:
         course = self._course
@@ -182,8 +199,8 @@ class CatchUp:
         begin = place.position
         middle = begin > Position(self._source.span.start)
         opening = Opening(begin, place.seq, middle=middle, hashed=False)
-        if await self._source.has_changed():
-            raise StorageError("the stored data have changed since; subscribe without from_seq")
+        if not await self._is_same(course):
+            raise RequestError("wrong_state", _CHANGED)
         at = place.seq
         async with self._source.open(course.number, opening) as items:
             async for item in items:
@@ -197,7 +214,7 @@ class CatchUp:
                     await self._mark(item, at)
                 if self._arrived():
                     return
-        raise StorageError("the stored data have changed since; subscribe without from_seq")
+        raise RequestError("wrong_state", _CHANGED)
 
     async def _block(self, block: Prepared, before: int) -> None:
         """Hand on what of the block was missed, as far as the session has released it."""

@@ -59,6 +59,7 @@ class Lifetime:
         self._stage = Stage(
             request, self._time, self._audience, tuning, lambda: self._verbs, self._pause_itself,
             lambda: self.note(),  # noqa: PLW0108 - which is set later
+            self._begin_anew,
         )  # fmt: skip
         #: Has a durable session written down before anybody hears of what a verb did to it.
         self.note: Callable[[], None] = lambda: None
@@ -107,7 +108,7 @@ class Lifetime:
         self.status_name = "paused"
         self._door.ahead = True
         course = self._make_course(place.epoch, place.begin, place.cause)
-        course.silent_seq = place.seq
+        course.silent_seq, course.silent_hash = place.seq, place.hash
         course.awaiting_snapshot = False
         if course.pause_at is not None and place.clock >= course.pause_at:
             course.pause_at = None  # it has paused there already
@@ -119,6 +120,7 @@ class Lifetime:
     def place(self) -> Place:
         """Return where the session is, for a daemon after this one."""
         course, time = self._course, self._time
+        digest, _ = result_of(course.progress.hexdigest)
         return Place(
             course.number,
             course.cause,
@@ -128,6 +130,7 @@ class Lifetime:
             time.speed,
             self._source.versions(),
             course.progress.position if self.has_ended else None,
+            course.silent_hash if course.is_silent else digest,
         )
 
     def suspend(self) -> None:
@@ -163,6 +166,15 @@ class Lifetime:
         self.note()
         self._verbs += 1
         self._scope.cancel()
+
+    def _begin_anew(self) -> None:
+        """Begin a new epoch where time stands: the stored data of the one before are not the same.
+
+        Whatever followers have had of it has numbers that mean nothing any more.
+        """
+        log.warning("stored data changed while away", session=self.session_id, epoch=self.epoch)
+        self._replace(Position(self.market()), "seek")
+        self._tell_reset()
 
     def _tell_reset(self) -> None:
         self._audience.reset(self._course.reset_notice())

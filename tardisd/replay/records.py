@@ -23,7 +23,8 @@ _FROM = " from "
 class Place:
     """Where a session is: its epoch, where and why that began, how far it is, and its clock.
 
-    `versions` are those of the series that it reads, `at` its position, if it has ended.
+    `versions` are those of the series that it reads when it was created, `hash` the content hash of
+    what was released up to `seq`, `at` its position, if it has ended.
     """
 
     epoch: int
@@ -34,6 +35,7 @@ class Place:
     speed: Speed
     versions: Mapping[str, int] = field(default_factory=dict)
     at: Position | None = None
+    hash: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -106,10 +106,12 @@ class Source:
 
     async def has_changed(self) -> bool:
         """Tell whether the stored series changed since the session was created."""
-        for one in self._read().values():
-            if await self.storage.version(one.series) != one.version:
-                return True
-        return False
+        return await self.versions_now() != self.versions()
+
+    async def versions_now(self) -> dict[str, int]:
+        """Return the versions that the stored series have now."""
+        found = self._read().values()
+        return {one.series.text: await self.storage.version(one.series) for one in found}
 
     @asynccontextmanager
     async def open(self, epoch: int, opening: Opening) -> AsyncIterator[Items]:

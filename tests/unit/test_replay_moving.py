@@ -510,6 +510,52 @@ def test_what_verbs_did_to_a_durable_session_is_written_down_at_once(tmp_path):
     run_engine(main, state=path)
 
 
+@pytest.mark.parametrize("change", ["none", "behind", "before", "fewer"])
+def test_a_durable_session_whose_data_changed_meanwhile_begins_a_new_epoch(tmp_path, change):
+    state, kept = tmp_path / "state.sqlite", {}
+
+    async def first(engine):
+        await fill(engine)
+        kept["storage"] = engine.storage
+        session = await engine.create([TRADES, CANDLES], SPAN, speed=60.0, durable=True,
+                                      session_id="d")  # fmt: skip
+        session.begin()
+        await trio.sleep(4.0001)
+        session.pause()
+        kept["seq"] = session.status()["seq"]
+
+    async def second(engine):
+        session = engine.sessions.get("d")
+        early = engine.listen_from(session, Resume(1, 100), "block")
+        ahead = engine.listen_from(session, Resume(1, kept["seq"] + 30), "block")
+        session.resume()
+        await early.done.wait()
+        await ahead.done.wait()
+        for one, seq in ((early, 100), (ahead, kept["seq"] + 30)):
+            assert one.end.get("data_changed", False) == (change != "none")
+            if change in {"none", "behind"}:
+                assert one.end["ticks"] == WHOLE.end["ticks"] - (change == "behind")
+                assert one.seqs()[0] == seq + 1
+                assert not one.notices("reset")
+                continue
+            [reset] = one.notices("reset")
+            assert (reset.fields["epoch"], one.end["epoch"]) == (2, 2)
+            assert of_epoch(one, 1) == []
+            assert of_epoch(one, 2) == [t for t in WHOLE.ticks() if t[0] >= AT]
+            assert one.notices("snapshot")
+
+    AT = START + 240_006 * MILLISECOND
+    run_engine(first, state=state)
+    spans = {
+        "behind": Span(START + 599 * SECOND, START + 600 * SECOND),
+        "before": Span(START + 10 * SECOND, START + 11 * SECOND),
+        "fewer": Span(START, START + 240 * SECOND),
+    }
+    if change != "none":
+        trio.run(kept["storage"].delete, TRADES, spans[change])
+    run_engine(second, state=state, storage=kept["storage"])
+
+
 class Deaf(Sink):
     """A sink that follows no session."""
 

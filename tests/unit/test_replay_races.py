@@ -235,6 +235,34 @@ class Shielded(MemoryStorage):
         return await trio.to_thread.run_sync(lambda: self._find(series).version)
 
 
+@pytest.mark.parametrize("revised", [False, True])
+def test_who_comes_back_when_data_have_changed_gets_all_or_is_told(revised):
+    async def main(engine):
+        await fill(engine, range(10_000), WIDE)
+        session = await engine.create([TRADES], WIDE, speed=1000.0)
+        session.begin()
+        await trio.sleep(9.5)
+        if revised:
+            await engine.storage.delete(TRADES, Span(START + 50 * SECOND, START + 60 * SECOND))
+        else:  # what is behind the session's end is none of its business
+            await fill(engine, range(10_000, 10_100), Span(WIDE.end, WIDE.end + 100 * SECOND))
+        for _ in range(2):
+            back = engine.listen_from(session, Resume(1, 100))
+            await trio.sleep(0.1)
+            if not revised:
+                assert back.seqs()[:9000] == list(range(101, 9101))
+                continue
+            assert back.done.is_set()
+            assert back.evicted is None
+            [error] = back.notices()
+            assert (error.type, error.fields["code"]) == ("error", "wrong_state")
+            assert "subscribe without from_seq" in error.fields["message"]
+        assert session.status()["subscribers"] == (0 if revised else 2)
+        session.stop()
+
+    run_engine(main)
+
+
 @pytest.mark.parametrize("nth", range(1, 10))
 def test_a_seek_just_before_the_end_is_no_end(nth):
     async def main(engine):
