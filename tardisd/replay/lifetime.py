@@ -108,7 +108,8 @@ class Lifetime:
         self.status_name = "paused"
         self._door.ahead = True
         course = self._make_course(place.epoch, place.begin, place.cause)
-        course.silent_seq, course.silent_hash = place.seq, place.hash
+        if place.seq:
+            course.silent_seq, course.silent_hash = place.seq, place.hash
         course.awaiting_snapshot = False
         if course.pause_at is not None and place.clock >= course.pause_at:
             course.pause_at = None  # it has paused there already

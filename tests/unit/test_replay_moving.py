@@ -510,6 +510,26 @@ def test_what_verbs_did_to_a_durable_session_is_written_down_at_once(tmp_path):
     run_engine(main, state=path)
 
 
+def test_a_durable_session_that_had_released_nothing_begins_as_it_would_have(tmp_path):
+    state, kept = tmp_path / "state.sqlite", {}
+
+    async def first(engine):
+        await fill(engine)
+        kept["storage"] = engine.storage
+        await engine.create([TRADES, CANDLES], SPAN, speed="max", durable=True, session_id="d")
+
+    async def second(engine):
+        session = engine.sessions.get("d")
+        listener = engine.listen_from(session, Resume(1, 0), "block")
+        session.resume()
+        await listener.done.wait()
+        assert listener.ticks() == WHOLE.ticks()
+        assert listener.end == WHOLE.end
+
+    run_engine(first, state=state)
+    run_engine(second, state=state, storage=kept["storage"])
+
+
 @pytest.mark.parametrize("change", ["none", "behind", "before", "fewer"])
 def test_a_durable_session_whose_data_changed_meanwhile_begins_a_new_epoch(tmp_path, change):
     state, kept = tmp_path / "state.sqlite", {}
