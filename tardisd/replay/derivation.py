@@ -14,10 +14,11 @@ from tardisd.errors import RequestError
 from tardisd.market.columns import Batch
 from tardisd.market.series import DerivedSeries, Series
 from tardisd.market.span import Coverage, Span
-from tardisd.market.time import Interval
+from tardisd.market.time import SECOND, Interval
 from tardisd.plugins.sessions import SessionRequest
 from tardisd.plugins.storage import Storage
 from tardisd.replay.derive import CandleBuilder
+from tardisd.replay.folds import quarter
 from tardisd.replay.stored import Material, has_rows, material, refuse_without_data
 
 _NAMED_IN_ERRORS = 8
@@ -219,6 +220,22 @@ async def resume_at(
     if last is not None and int(last.ts_event[0]) >= start:
         last = None
     return Resumption(start, await _row_before(storage, source, start), last)
+
+
+async def foldable(
+    storage: Storage[Any], derivation: Derivation, missed: Span, before: int, delay: int
+) -> Span:
+    """Return the first part of `missed` that may be read as quarter-hours; it may be empty.
+
+    That is what no candle can tell from the single trades: none that forms is shown of it at
+    `before` or later, nor is it the last one that was shown before that.
+    """
+    source = derivation.source.series
+    if source.data_type.interval is None and derivation.interval.holds(quarter()):
+        row = await storage.last_before(source, before - delay - SECOND)
+        if row is not None and (upto := quarter().floor(int(row.ts_event[0]))) > missed.start:
+            return Span(missed.start, min(upto, quarter().floor(missed.end)))
+    return Span(missed.start, missed.start)
 
 
 async def _row_before(storage: Storage[Any], source: Series, ts: int) -> int | None:

@@ -25,7 +25,8 @@ from tardisd.plugins.sessions import SessionRequest
 from tardisd.plugins.storage import Storage
 from tardisd.replay.analyses import Analyses, Reports
 from tardisd.replay.block import Prepared, make_encoders
-from tardisd.replay.derivation import Derivation, resume_at
+from tardisd.replay.derivation import Derivation, foldable, resume_at
+from tardisd.replay.folds import Folds
 from tardisd.replay.merge import BLOCK_TICKS, Mark, Merger, Track, Window
 from tardisd.replay.position import Position
 from tardisd.replay.prelude import Snapshot, last_released
@@ -49,7 +50,7 @@ _Batches = trio.MemoryReceiveChannel[Batch]
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """The threads that all sessions share.
+    """The threads that all sessions share, and what they have folded of their sources.
 
     `limiter` is for merging and encoding. Hashing has one of its own: it is a few long calls that
     do without the interpreter, so it runs beside everything else. `alone` tells whether just one
@@ -61,6 +62,7 @@ class Workers:
     limiter: trio.CapacityLimiter
     hasher: Executor
     alone: Callable[[], bool] = lambda: False
+    folds: Folds = field(default_factory=Folds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +233,21 @@ class Source:
         workshop = Workshop(derivation, span, delay, shown, resumption)
         if resumption.start < upto:
             missed = Span(resumption.start, upto)
-            async with self.storage.read(derivation.source.series, missed) as batches:
-                async for batch in batches:
-                    workshop.take_in(batch.within(span))
-                    await trio.to_thread.run_sync(workshop.absorb, limiter=self.workers.limiter)
+            folded = await foldable(self.storage, derivation, missed, begin.release, delay)
+            await self._catch_up(workshop, derivation.source.series, folded, missed)
         return workshop
+
+    async def _catch_up(
+        self, workshop: Workshop, source: Series, folded: Span, missed: Span
+    ) -> None:
+        """Have a workshop see what it missed of its source; the first of it may be `folded`."""
+        limiter = self.workers.limiter
+        if folded:
+            workshop.take_in(await self.workers.folds.rows(self.storage, source, folded, limiter))
+        async with self.storage.read(source, Span(folded.end, missed.end)) as batches:
+            async for batch in batches:
+                workshop.take_in(batch.within(self.span))
+                await trio.to_thread.run_sync(workshop.absorb, limiter=limiter)
 
     def _read_from(self, series: Series, before: Batch | None, begin: Position) -> int:
         """Return the event time (ns) of the first row that was not released before a position."""
