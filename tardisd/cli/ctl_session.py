@@ -106,6 +106,14 @@ def _sink(facts: Mapping[str, Any]) -> str:
     "--on-gap", type=click.Choice(["mark", "skip", "fail"]), help="What to do without data."
 )
 @click.option("--sink", "sinks", multiple=True, help="Sink instance to write to; repeatable.")
+@click.option(
+    "--release",
+    type=click.Choice(["close", "open-lookahead"]),
+    help="When candles go out; the second is for charts only.",
+)
+@click.option(
+    "--publish-delay", "publish_delay_ms", metavar="MS", type=int, help="Candles come so much later."
+)
 @click.option("--loop", is_flag=True, help="Begin again at the end.")
 @click.option("--until", type=TIME, help="Pause by itself at this time, once.")
 @click.option(
@@ -113,6 +121,13 @@ def _sink(facts: Mapping[str, Any]) -> str:
 )
 @click.option("--lockstep", is_flag=True, help="Wait for followers to acknowledge.")
 @click.option("--barrier", metavar="INTERVAL", help="In lockstep, wait at its closes only.")
+@click.option(
+    "--ack-timeout",
+    "ack_timeout_secs",
+    metavar="SECS",
+    type=float,
+    help="How long to wait for an acknowledgement.",
+)
 @click.option("--derive", type=SERIES, multiple=True, help="Candles to build; repeatable.")
 @click.option("--forming", is_flag=True, help="Show derived candles while they form.")
 @click.option("--durable", is_flag=True, help="Be there again after a restart, paused.")

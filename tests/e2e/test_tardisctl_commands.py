@@ -208,6 +208,17 @@ def test_moving_a_session_by_commands(stored):
     assert stored.ctl("session", "verify", "m").stdout.startswith("m equal: 3 ticks, hash ")
 
 
+def test_when_candles_of_a_session_are_released(stored):
+    words = ["session", "create", "--series", SERIES, *SPAN, "--paused"]
+    stored.ctl(*words, "--id", "late", "--publish-delay", "1500")
+    assert "at 2024-03-01T00:01:01.500Z" in stored.ctl("session", "step", "late").stdout
+    stored.ctl(*words, "--id", "early", "--release", "open-lookahead")
+    assert "at 2024-03-01T00:00:00.000Z" in stored.ctl("session", "step", "early").stdout
+    stored.ctl(*words, "--id", "kept", "--lockstep", "--ack-timeout", "5")
+    refused = stored.ctl(*words, "--id", "not", "--publish-delay", "-1", code=1).stderr
+    assert "publish_delay_ms" in refused
+
+
 def test_watching_a_session(stored):
     words = ["session", "create", "--series", SERIES, *SPAN, "--id", "w", "--paused"]
     stored.ctl(*words, "--speed", "max")
