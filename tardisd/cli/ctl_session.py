@@ -112,7 +112,7 @@ def _sink(facts: Mapping[str, Any]) -> str:
     help="When candles go out; the second is for charts only.",
 )
 @click.option(
-    "--publish-delay", "publish_delay_ms", metavar="MS", type=int, help="Candles come so much later."
+    "--publish-delay", "publish_delay_ms", metavar="MS", type=int, help="Candles come later."
 )
 @click.option("--loop", is_flag=True, help="Begin again at the end.")
 @click.option("--until", type=TIME, help="Pause by itself at this time, once.")
