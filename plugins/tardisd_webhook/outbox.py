@@ -18,6 +18,8 @@ from tardisd.errors import Retry
 from tardisd.plugins.sessions import Block
 from tardisd.wire.text import squeeze
 
+from .journal import Journal
+
 MOST_READY = 2
 # A sink that takes nothing for a minute is cut off; asking for patience comes before that.
 LONGEST_HOLD_SECS = 45.0
@@ -55,7 +57,8 @@ class _Filling:
 class Outbox:
     """A session's parcels, bounded: `write` waits while `MOST_READY` of them wait to be sent.
 
-    `wake` tells the one who sends them that there is something to look at.
+    `wake` tells the one who sends them that there is something to look at. With a `journal` what is
+    ready outlives the daemon; `resumed` tells that it has done so.
     """
 
     def __init__(
@@ -65,9 +68,11 @@ class Outbox:
         batch_secs: float,
         most_bytes: int,
         wake: Callable[[], None],
+        journal: Journal | None = None,
     ) -> None:
         self.session_id = session_id
         self.ready: deque[Parcel] = deque()
+        self.journal = journal
         self.failing_since: float | None = None
         self.reason = ""
         self._batch_ticks = batch_ticks
@@ -76,6 +81,12 @@ class Outbox:
         self._wake = wake
         self._filling: _Filling | None = None
         self.taken = (0, 0)
+        self.resumed = journal is not None and journal.exists
+        if journal is not None and self.resumed:
+            self.taken, parcels = journal.load()
+            self.ready.extend(Parcel(session_id, *parcel) for parcel in parcels)
+        elif journal is not None:
+            journal.begin()
         self._skipped_from: int | None = None
         self._moved = trio.Event()
 
@@ -101,6 +112,8 @@ class Outbox:
         """Return the number after which ticks are missing before the block, or None."""
         epoch, seq = self.taken
         if epoch < block.epoch:
+            if self.resumed and block.first_seq > 1:  # the one before had taken nothing of it
+                return 0
             if self._skipped_from is None:  # a new epoch, or a session that goes on after a restart
                 return None
             seq = self._skipped_from - 1
@@ -166,6 +179,8 @@ class Outbox:
         head = {"session_id": self.session_id, "epoch": done.epoch, "first_seq": done.first_seq}
         begun = msgspec.json.encode(head)[:-1] + b',"ticks":['
         body = b"".join([begun, *done.parts])[:-1] + b"]}"  # without the last comma
+        if self.journal is not None:
+            self.journal.keep(done.epoch, done.first_seq, done.ticks, body)
         self.ready.append(Parcel(self.session_id, done.epoch, done.first_seq, done.ticks, body))
         self._wake()
 
@@ -189,6 +204,8 @@ class Outbox:
         """Remove a parcel that has been dealt with."""
         if self.has(parcel):
             self.ready.popleft()
+            if self.journal is not None:
+                self.journal.drop(parcel.epoch, parcel.first_seq, parcel.ticks)
             self.move()
 
     async def flush(self) -> None:

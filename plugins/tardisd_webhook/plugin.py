@@ -17,6 +17,7 @@ from tardisd.plugins.sessions import Block, Evicted, Notice, Resume, Session
 from tardisd.plugins.sink import Sink, Writer
 
 from .endpoint import Endpoint
+from .journal import Journal
 from .letters import DeadLetters
 from .options import WebhookOptions
 from .outbox import Outbox
@@ -41,16 +42,24 @@ class WebhookSink(Sink[WebhookOptions]):
         letters = DeadLetters(context.data_dir / path, options.dead_letter_bytes)
         self._endpoint = Endpoint(context.name, options, letters)
         self._boxes: WeakKeyDictionary[Session, Outbox] = WeakKeyDictionary()
+        self._outboxes = context.data_dir / f"{context.name}-outbox"
+        #: What a daemon before this one has left: it is sent, and its session may go on with it.
+        self._left: dict[tuple[str, int], Outbox] = {}
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Serve; what is left at the end goes to the dead-letter file."""
-        async with self._endpoint.opened():
-            try:
-                yield
-            finally:
-                for box in list(self._endpoint.boxes):
-                    await self._give_up(box)
+        """Serve; what is left at the end goes to the dead-letter file, or stays for the next."""
+        with Journal.left(self._outboxes) as left:
+            for journal in left:
+                box = self._box(journal.session_id, journal)
+                self._left[journal.session_id, journal.created_at] = box
+                self._endpoint.boxes.append(box)
+            async with self._endpoint.opened():
+                try:
+                    yield
+                finally:
+                    for box in list(self._endpoint.boxes):
+                        await self._give_up(box)
 
     @asynccontextmanager
     async def open(self, session: Session) -> AsyncIterator[Writer]:
@@ -58,13 +67,7 @@ class WebhookSink(Sink[WebhookOptions]):
         options, boxes = self.options, self._endpoint.boxes
         box = self._boxes.get(session)
         if box is None:
-            box = self._boxes[session] = Outbox(
-                session.session_id,
-                options.batch_ticks,
-                options.batch_ms / 1000,
-                options.max_body_bytes,
-                self._endpoint.wake,
-            )
+            box = self._boxes[session] = self._box_of(session)
         if box not in boxes:
             boxes.append(box)
         try:
@@ -85,6 +88,28 @@ class WebhookSink(Sink[WebhookOptions]):
         finally:
             if box.empty and box in boxes:
                 boxes.remove(box)
+            if box.empty and box.journal is not None and session.status()["status"] in _ENDED:
+                box.journal.end()
+
+    def _box_of(self, session: Session) -> Outbox:
+        """Return the outbox of a session; a durable one may have left it with a daemon before."""
+        status = session.status()
+        if not status.get("durable"):
+            return self._box(session.session_id, None)
+        journal = Journal(self._outboxes, session.session_id, status["created_at"])
+        left = self._left.pop((session.session_id, journal.created_at), None)
+        return self._box(session.session_id, journal) if left is None else left
+
+    def _box(self, session_id: str, journal: Journal | None) -> Outbox:
+        options = self.options
+        return Outbox(
+            session_id,
+            options.batch_ticks,
+            options.batch_ms / 1000,
+            options.max_body_bytes,
+            self._endpoint.wake,
+            journal,
+        )
 
     async def _tell_rest(self, session: Session, box: Outbox) -> None:
         """Report what was never taken of a session that has ended: the sink was cut off."""
@@ -95,6 +120,8 @@ class WebhookSink(Sink[WebhookOptions]):
             await self._endpoint.report_lost(box, epoch, first, last, "it failed for too long")
 
     async def _give_up(self, box: Outbox) -> None:
+        if box.journal is not None:
+            return  # the next daemon sends it
         with trio.CancelScope(shield=True):
             await self._endpoint.give_up(box, "tardisd stopped before it was delivered")
 
@@ -125,10 +152,20 @@ class WebhookWriter(Writer):
         """Send what would have to wait for ticks that do not come; follow the numbers."""
         if notice.type == "gap":
             self._box.passed(notice.fields["epoch"], notice.fields["seq"])
+        elif notice.type == "end" and self._box.resumed:
+            await self._complete()
         elif notice.type == "skipped":
             self._box.skipped(notice.fields["from_seq"])
         elif notice.type in _ENDS_A_BATCH:
             self._box.seal()
+
+    async def _complete(self) -> None:
+        """Take what a daemon before this one had released and not taken, if nothing came since."""
+        status = self._session.status()
+        epoch, seq = self._box.taken
+        if (epoch, seq) < (status["epoch"], status["seq"]):
+            await self._fill(status["epoch"], seq if epoch == status["epoch"] else 0, status["seq"])
+        self._box.seal()
 
     async def _fill(self, epoch: int, after: int, upto: int) -> None:
         """Take what the session can tell again; report the rest."""

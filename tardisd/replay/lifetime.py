@@ -44,8 +44,10 @@ class Lifetime:
         source: Callable[[Audience, Timeline], Source],
         tuning: Tuning,
         spawn: Spawn,
+        created_at: int,
     ) -> None:
         self.session_id = session_id
+        self.created_at = created_at
         self.request = request
         self.status_name = "paused" if request.start_paused else "active"
         self.ended = trio.Event()

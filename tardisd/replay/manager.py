@@ -155,8 +155,8 @@ class SessionManager:
             raise
         finally:
             self._reserved.discard(session_id)
-        session = self._make(session_id, request, found, storage)
-        self._start(session, outlets, wall_ns())
+        session = self._make(session_id, request, found, storage, wall_ns())
+        self._start(session, outlets)
         return session
 
     def _make(
@@ -165,6 +165,7 @@ class SessionManager:
         request: SessionRequest,
         found: Found,
         storage: Storage[Any],
+        created_at: int,
     ) -> ReplaySession:
         def source(audience: Audience, time: Timeline) -> Source:
             return Source(
@@ -183,25 +184,25 @@ class SessionManager:
             )
 
         tuning = replace(self._limits.tuning, alarm=self._alarm)
-        return ReplaySession(session_id, request, source, tuning, self._spawn)
+        return ReplaySession(session_id, request, source, tuning, self._spawn, created_at)
 
-    def _start(self, session: ReplaySession, outlets: Sequence[Outlet], created_at: int) -> None:
+    def _start(self, session: ReplaySession, outlets: Sequence[Outlet]) -> None:
         session.sinks = deliveries = [Delivery(session, name, one) for name, one in outlets]
-        self._remember(self._record(session, created_at))
+        self._remember(self._record(session))
         self._sessions[session.session_id] = session
-        self._running_nursery().start_soon(self._live, session, deliveries, created_at)
+        self._running_nursery().start_soon(self._live, session, deliveries)
 
     def _spawn(self, action: Callable[..., Awaitable[None]], /, *args: Any) -> None:
         """Run a session's side task in the manager's nursery; the last are cut off with it."""
         if self._nursery is not None:
             self._nursery.start_soon(action, *args)
 
-    def _record(self, session: ReplaySession, created_at: int) -> SessionRecord:
+    def _record(self, session: ReplaySession) -> SessionRecord:
         request = session.request
         return SessionRecord(
             session.session_id,
             request_as_json(request),
-            created_at,
+            session.created_at,
             session.status_name,
             place=session.place().as_json() if request.durable else None,
         )
@@ -227,9 +228,7 @@ class SessionManager:
             )
         self._forget(session_id)
 
-    async def _live(
-        self, session: ReplaySession, deliveries: Sequence[Delivery], created_at: int
-    ) -> None:
+    async def _live(self, session: ReplaySession, deliveries: Sequence[Delivery]) -> None:
         """Run a session and its sinks, write down how it ended, and forget it after a while."""
         log.info("session created", session=session.session_id, origin=session.request.origin)
         self._living += 1
@@ -238,12 +237,12 @@ class SessionManager:
                 nursery.start_soon(delivery.run)
             nursery.start_soon(session.run)
             if session.request.durable:
-                session.note = partial(self._note, session, created_at)
+                session.note = partial(self._note, session)
                 nursery.start_soon(self._note_place, session)
             await session.ended.wait()
             end = {} if session.end_notice is None else dict(session.end_notice.fields)
             log.info("session ended", session=session.session_id, **end)
-            record = self._record(session, created_at)
+            record = self._record(session)
             if not session.suspended:
                 place = session.place().as_json()
                 record = replace(record, ended_at=wall_ns(), end=end, place=place)
@@ -256,8 +255,8 @@ class SessionManager:
         if self._nursery is not None:
             self._nursery.start_soon(self._forget_later, session.session_id, self._limits.kept_secs)
 
-    def _note(self, session: ReplaySession, created_at: int) -> None:
-        self._remember(self._record(session, created_at))
+    def _note(self, session: ReplaySession) -> None:
+        self._remember(self._record(session))
 
     async def _note_place(self, session: ReplaySession) -> None:
         """Write down where a durable session is, once a second while it moves."""
@@ -321,9 +320,9 @@ class SessionManager:
         found = (await find(storage, request, again=True)).as_of(place.versions)
         outlets = self._outlets(request)
         self._users[record.session_id] = (storage, *(plugin for _, plugin in outlets))
-        session = self._make(record.session_id, request, found, storage)
+        session = self._make(record.session_id, request, found, storage, record.created_at)
         session.restore(place)
-        self._start(session, outlets, record.created_at)
+        self._start(session, outlets)
         log.info("session taken up", session=record.session_id, **place.as_json())
 
     async def _take_up_ended(self, record: SessionRecord, now: int, why: str, again: bool) -> None:
@@ -345,7 +344,7 @@ class SessionManager:
             with suppress(RequestError, StorageError):  # then only its end is known
                 storage = self._storage(request.storage)
                 found = (await find(storage, request, again=True)).as_of(place.versions)
-        session = self._make(record.session_id, request, found, storage)
+        session = self._make(record.session_id, request, found, storage, record.created_at)
         session.restore_ended(record.status, end, place)
         self._sessions[record.session_id] = session
         if not again:

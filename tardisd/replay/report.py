@@ -41,7 +41,11 @@ def as_objects(blocks: Sequence[SessionBlock]) -> list[dict[str, Any]]:
 
 
 def report(
-    session_id: str, status: str, course: Course, sinks: Sequence[dict[str, Any]]
+    session_id: str,
+    created_at: int,
+    status: str,
+    course: Course,
+    sinks: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the fields of protocol §1 `status`, and more of how the session does."""
     time, audience, progress = course.stage.time, course.stage.audience, course.progress
@@ -62,4 +66,6 @@ def report(
         "queues": audience.facts(),
         "sinks": list(sinks),
         "origin": course.stage.request.origin,
+        "durable": course.stage.request.durable,
+        "created_at": created_at,
     }

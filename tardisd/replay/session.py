@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tardisd.errors import RequestError
-from tardisd.market.time import format_time
+from tardisd.market.time import MILLISECOND, format_time
 from tardisd.plugins.sessions import Notice, Resume, Speed, Subscription, WhenFull
 from tardisd.replay.clock import check_speed
 from tardisd.replay.course import Course, Steps
@@ -32,9 +32,9 @@ class ReplaySession(Lifetime):
 
     def status(self) -> dict[str, Any]:
         """Return the fields of protocol §1 `status`."""
-        return report(
-            self.session_id, self.status_name, self._course, [sink.facts() for sink in self.sinks]
-        )
+        sinks = [sink.facts() for sink in self.sinks]
+        created_at = self.created_at // MILLISECOND
+        return report(self.session_id, created_at, self.status_name, self._course, sinks)
 
     def created(self) -> Notice:
         """Return the `session_created` notice."""

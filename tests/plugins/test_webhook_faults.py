@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import stat
 
 import pytest
@@ -228,6 +229,77 @@ async def test_a_session_after_a_restart_begins_where_it_is(server, tmp_path):
         await writer.write(blocks[2])
     assert session.asked == []
     assert server.seqs() == seqs_of(blocks[2:3])
+
+
+class Durable(Remembering):
+    """A session that outlives the daemon."""
+
+    def __init__(self, items, created_at=7, status="active"):
+        super().__init__(items, status=status)
+        self.created_at = created_at
+
+    def status(self):
+        return {**super().status(), "durable": True, "created_at": self.created_at}
+
+
+async def killed_with(server, folder, blocks, count):
+    """Write so many blocks to a receiver that fails; return the data folder as a kill leaves it."""
+    server.broken = True
+    sink = make_sink(server.url, folder / "first", batch_ticks=60, patience_secs=45)
+    with trio.CancelScope() as scope:
+        async with sink.run(), sink.open(Durable(blocks)) as writer:
+            for block in blocks[:count]:
+                await writer.write(block)
+            shutil.copytree(folder / "first", folder / "killed")
+            scope.cancel()
+            await trio.sleep_forever()
+    server.broken = False
+    return folder / "killed"
+
+
+@pytest.mark.parametrize("at", [0, 1, 3], ids=["before", "where it was", "behind"])
+async def test_a_kill_loses_nothing_of_a_durable_session(server, tmp_path, monkeypatch, at):
+    monkeypatch.setattr("tardisd_webhook.plugin.CLOSE_SECS", 0.05)
+    blocks = blocks_of(500)
+    sink = make_sink(server.url, await killed_with(server, tmp_path, blocks, 1), batch_ticks=70)
+    before = {request.key: request.body for request in server.requests}
+    session = Durable(blocks, status="finished")
+    async with sink.run(), sink.open(session) as writer:
+        for block in blocks[at:]:
+            await writer.write(block)
+        await writer.notice(Notice("end", {"epoch": 1}))
+    bodies = {request.key: request.body for request in server.requests}
+    assert bodies == bodies | before  # what was tried before is tried again as it was
+    assert server.seqs() == seqs_of(blocks)
+    assert letters(tmp_path / "killed") == []
+    assert list((tmp_path / "killed" / "hook-outbox").iterdir()) == []
+
+
+async def test_what_a_kill_left_is_sent_though_its_session_does_not_come_back(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tardisd_webhook.plugin.CLOSE_SECS", 0.05)
+    blocks = blocks_of(500)
+    folder = await killed_with(server, tmp_path, blocks, 1)
+    sink = make_sink(server.url, folder, batch_ticks=70)
+    other = make_sink(server.url, folder)  # as after a reload
+    async with sink.run(), other.run():
+        with trio.fail_after(10):
+            while not server.taken:
+                await trio.sleep(0.01)
+    assert server.seqs() == list(range(1, 61))
+    assert letters(folder) == []
+
+
+async def test_an_outbox_that_cannot_be_written_delivers_all_the_same(server, tmp_path, caplog):
+    (tmp_path / "hook-outbox").write_text("in the way")
+    blocks = blocks_of(500)
+    sink = make_sink(server.url, tmp_path, batch_ticks=30)
+    async with sink.run(), sink.open(Durable(blocks)) as writer:
+        for block in blocks:
+            await writer.write(block)
+    assert server.seqs() == seqs_of(blocks)
+    assert [record.message for record in caplog.records].count("outbox not kept on disk") == 2
 
 
 async def test_what_cannot_be_had_again_is_told(server, tmp_path):
