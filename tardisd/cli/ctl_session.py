@@ -231,7 +231,7 @@ def session_step(control: Control, session_id: str, count: int) -> None:
 def session_verify(control: Control, session_id: str) -> None:
     """Replay what a session has released once more, at max, and compare the content hashes.
 
-    Exit code 1 when they differ.
+    Exit code 1 when they differ; then it says what changed, and what to do.
     """
     result = control.call("session.verify", {"session_id": session_id})
     control.show(result, _draw_proof)
@@ -243,11 +243,20 @@ def _draw_proof(result: Mapping[str, Any]) -> None:
     if result["equal"]:
         click.echo(f"{result['session_id']} equal: {result['ticks']} ticks, hash {result['hash']}")
         return
-    why = "; the stored data changed meanwhile" if result["data_changed"] else ""
     click.echo(
-        f"{result['session_id']} differs{why}: it had {result['expected_ticks']} ticks with hash"
+        f"{result['session_id']} differs: it had {result['expected_ticks']} ticks with hash"
         f" {result['expected_hash']}, now there are {result['ticks']} with {result['hash']}"
     )
+    for series in result["changed"]:
+        click.echo(
+            f"{series} has changed since the session was created: `tardisctl series show {series}`"
+            " tells what came in; create the session again to replay what is stored now"
+        )
+    if not result["changed"]:
+        click.echo(
+            "no stored series says that it has changed: look for damage with"
+            " `tardisctl data verify SERIES`"
+        )
 
 
 @session.command("watch")

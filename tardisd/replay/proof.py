@@ -16,7 +16,7 @@ from tardisd.replay.source import Source
 async def prove(source: Source, course: Course) -> dict[str, Any]:
     """Replay an epoch, as far as it has come, for nobody; return both hashes, and if they agree.
 
-    `data_changed` tells that the stored series changed since the session was created. Raises
+    `changed` names the stored series that changed since the session was created. Raises
     RequestError for a session of which only the end is known.
     """
     if not source.series:
@@ -36,6 +36,8 @@ async def prove(source: Source, course: Course) -> dict[str, Any]:
                     if ticks == told:
                         found = item.hash_upto(row)
                         break
+    before, now = source.versions(), await source.versions_now()
+    changed = sorted(name for name, version in now.items() if version != before[name])
     return {
         "epoch": course.number,
         "equal": ticks == told and found.hexdigest() == expected,
@@ -43,5 +45,6 @@ async def prove(source: Source, course: Course) -> dict[str, Any]:
         "hash": found.hexdigest(),
         "expected_ticks": told,
         "expected_hash": expected,
-        "data_changed": await source.has_changed(),
+        "data_changed": bool(changed),
+        "changed": changed,
     }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,3 +88,30 @@ def test_refusals_say_what_is_stored(daemon: Daemon) -> None:
         assert text in reply["message"]
     words = ["session", "create", "--from", "2024-03-01", "--to", "2024-03-02"]
     assert "needed: trades" in daemon.ctl(*words, "--derive", HOURS.replace("BTC", "ETH"), code=1)
+
+
+def test_verify_finds_one_row_that_changed_and_says_what_to_do(tmp_path: Path) -> None:
+    with running(tmp_path) as daemon:
+        store_candles(daemon)
+        with daemon.websocket() as client:
+            client.replay(session_id="v", derive=[HOURS], speed="max", **DAY)
+        rows = (tmp_path / "BTCUSDT-1m-2024-03-01.csv").read_text().splitlines()
+        cells = rows[700].split(",")
+        changed = tmp_path / "BTCUSDT-1m-2024-03-01-changed.csv"
+        changed.write_text(",".join([*cells[:5], cells[5] + "1", *cells[6:]]) + "\n")
+        daemon.load(changed, "BTC/USDT", "candle_1m")
+        proof = daemon.ask("session.verify", session_id="v")
+        assert (proof["equal"], proof["data_changed"], proof["changed"]) == (False, True, [MINUTES])
+        told = daemon.start_ctl("session", "verify", "v").communicate()[0]
+        assert f"{MINUTES} has changed since the session was created" in told
+        daemon.ctl("series", "show", MINUTES)  # as it says
+        # The same, with nobody told: a damaged file.
+        with daemon.websocket() as client:
+            client.replay(session_id="w", derive=[HOURS], speed="max", **DAY)
+        with closing(sqlite3.connect(tmp_path / "data" / "tardisd.sqlite")) as database:
+            newest = "SELECT id, data FROM chunk_data ORDER BY id DESC LIMIT 1"
+            chunk, data = database.execute(newest).fetchone()
+            damaged = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+            database.execute("UPDATE chunk_data SET data = ? WHERE id = ?", (damaged, chunk))
+            database.commit()
+        assert "`tardisctl series delete" in daemon.ctl("session", "verify", "w", code=1)
