@@ -13,7 +13,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,11 +62,13 @@ class OutputFile:
             os.close(self._handle)
             self._handle = None
 
-    def complete(self, number: int) -> tuple[Path, int]:
+    def complete(
+        self, number: int, announce: Callable[[Path, int], None] | None = None
+    ) -> tuple[Path, int]:
         """Give the file its name, or the first free number from `number` on.
 
-        Returns the path and its number. After an OSError it may be called again. An empty file
-        is removed.
+        `announce` is called before, with the path and the size. Returns the path and its number.
+        After an OSError it may be called again. An empty file is removed.
         """
         if not self.length:
             self.discard()
@@ -75,7 +77,12 @@ class OutputFile:
             handle = self._opened()
             os.ftruncate(handle, self.length)
             os.fsync(handle)
-            while not self._link(path := Path(numbered(str(self.target), number))):
+            while True:
+                path = Path(numbered(str(self.target), number))
+                if announce is not None and not os.path.lexists(path):
+                    announce(path, self.length)
+                if self._link(path):
+                    break
                 number += 1
             self._named = path
         self.release()

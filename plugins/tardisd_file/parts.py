@@ -41,11 +41,15 @@ class Full(Exception):
 
 
 class Part(ABC):
-    """One file as rows come in. `buffered` is how many bytes of rows are only in memory."""
+    """One file as rows come in. `buffered` is how many bytes of rows are only in memory.
+
+    `key` tells whose rows these are.
+    """
 
     def __init__(self, file: OutputFile, most_bytes: int | None) -> None:
         self.file = file
         self.most_bytes = most_bytes
+        self.key = ""
 
     @property
     def buffered(self) -> int:

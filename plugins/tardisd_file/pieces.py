@@ -64,9 +64,9 @@ class Cutter:
         self._suffix = suffix
         self._paths: dict[tuple[Series | None, int | None, int], str] = {}
 
-    def pieces(self, block: Block) -> Iterator[Piece]:
-        """Return the block in pieces; days in order, rows of one file in the session's order."""
-        for first, last, day in self._days(block):
+    def pieces(self, block: Block, start: int, stop: int) -> Iterator[Piece]:
+        """Return rows of the block in pieces; days in order, those of one file in the session's."""
+        for first, last, day in self._days(block, start, stop):
             if self._form == "parquet":
                 yield from self._columns(block, first, last, day)
                 continue
@@ -88,14 +88,14 @@ class Cutter:
             for key, (series, path, rows) in files.items():
                 yield Piece(key, path, day, self._header(series), _joined(lines, rows))
 
-    def _days(self, block: Block) -> Iterator[tuple[int, int, int | None]]:
+    def _days(self, block: Block, start: int, stop: int) -> Iterator[tuple[int, int, int | None]]:
         if not self._by_day:
-            yield 0, len(block), None
+            yield start, stop, None
             return
-        days = block.release // DAY
+        days = block.release[start:stop] // DAY
         borders = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), len(days)]
         for first, last in pairwise(borders):
-            yield first, last, int(days[first])
+            yield start + first, start + last, int(days[first])
 
     def _files(
         self, block: Block, first: int, last: int, day: int | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,14 @@ from weakref import WeakKeyDictionary
 import trio
 from msgspec import Meta
 
-from tardisd.errors import NotConnected, PluginError, Retry
+from tardisd.errors import NotConnected, PluginError, RequestError, Retry
 from tardisd.log import Log
 from tardisd.plugins.base import Context, Options
-from tardisd.plugins.sessions import Block, Notice, Session
+from tardisd.plugins.sessions import Block, Evicted, Notice, Resume, Session, Subscription
 from tardisd.plugins.sink import Sink, Writer
 from tardisd.supervise import attempt
 
+from .done import Done
 from .output import OutputFile, remove_leftovers
 from .parts import PackedPart, Packing, ParquetPart, Part, TextPart
 from .pieces import Cutter
@@ -31,6 +32,7 @@ WRITING_THREADS = 4
 COMPLETE_SECS = 10.0
 RETRY_SECS = 1.0
 SUFFIXES: dict[str, str] = {"gzip": ".gz", "zstd": ".zst"}
+_ENDED = frozenset({"finished", "stopped", "failed"})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HINTS = {
     errno.ENOSPC: "make room there",
@@ -161,10 +163,12 @@ class FileSink(Sink[FileOptions]):
         """Open the session's files; leaving it gives them their names."""
         stream = self._streams.get(session)
         if stream is None:
-            stream = self._streams[session] = self._stream(session.session_id)
+            with _as_plugin_errors():
+                stream = self._streams[session] = self._stream(session)
         self._unfinished.add(stream)
+        writer = FileWriter(stream, self._threads, session, self.forms)
         try:
-            yield FileWriter(stream, self._threads)
+            yield writer
         except BaseException:
             try:
                 await self._complete(stream)
@@ -175,11 +179,30 @@ class FileSink(Sink[FileOptions]):
             with _as_plugin_errors():
                 await self._complete(stream)
         finally:
+            writer.close()
             if not stream.unfinished:
                 self._unfinished.discard(stream)
+                if stream.done is not None and session.status()["status"] in _ENDED:
+                    stream.done.forget()
 
-    def _stream(self, session_id: str) -> FileStream:
-        options = self.options
+    def _book(self, session: Session) -> Done | None:
+        """Return where it is noted which files of a durable session are complete, if it can be.
+
+        Files that end by size end in the middle of what other files have: there it cannot.
+        """
+        status = session.status()
+        if not status.get("durable") or self.options.rotate_bytes is not None:
+            return None
+        folder = self.context.data_dir / f"{self.context.name}-done"
+        done = Done(folder, session.session_id, status["created_at"], self._root)
+        if not done.resumed:
+            if status["seq"]:  # it was begun by a daemon that kept no book
+                return None
+            done.begin()
+        return done
+
+    def _stream(self, session: Session) -> FileStream:
+        options, session_id = self.options, session.session_id
         cutter = Cutter(
             self._template, options.format, options.rotate == "day", session_id, options.suffix
         )
@@ -192,7 +215,9 @@ class FileSink(Sink[FileOptions]):
                 return TextPart(file, options.rotate_bytes)
             return PackedPart(file, options.rotate_bytes, options.packing)
 
-        return FileStream(self._root, cutter, self.context.name, self._handles, make_part)
+        return FileStream(
+            self._root, cutter, self.context.name, self._handles, make_part, self._book(session)
+        )
 
     async def _complete(self, stream: FileStream) -> None:
         """Complete the stream's files, whatever is cancelled; OSError when that is stuck."""
@@ -233,17 +258,74 @@ class FileSink(Sink[FileOptions]):
 class FileWriter(Writer):
     """Writes a session's blocks; a block is delivered when all its rows are in the files."""
 
-    def __init__(self, stream: FileStream, threads: trio.CapacityLimiter) -> None:
+    def __init__(
+        self,
+        stream: FileStream,
+        threads: trio.CapacityLimiter,
+        session: Session,
+        forms: Sequence[str],
+    ) -> None:
         self._stream = stream
         self._threads = threads
+        self._session = session
+        self._forms = forms
+        #: Whether rows may be missing that a daemon before this one had not completed the files of.
+        self._lacks = stream.done is not None and stream.done.resumed and not stream.caught_up
+        self._missed: Subscription | None = None
+        self._item: Block | Notice | None = None
+
+    def close(self) -> None:
+        """Ask for nothing more of what is missing."""
+        if self._missed is not None:
+            self._missed.close()
 
     async def write(self, block: Block, /) -> None:
         """Append the block. Raises Retry when the disk is full, NotConnected for other trouble."""
+        if self._lacks:
+            await self._fill(block.epoch, block.first_seq - 1)
+        await self._append(block)
+
+    async def _append(self, block: Block) -> None:
         with _as_plugin_errors():
             await trio.to_thread.run_sync(self._stream.write, block, limiter=self._threads)
 
+    async def _fill(self, epoch: int, upto: int) -> None:
+        """Append what files had that were not complete when the daemon was killed.
+
+        What was received and could not be written is kept, so that it is tried again as it was.
+        """
+        stream = self._stream
+        while (seq := stream.taken[1] if stream.taken[0] == epoch else 0) < upto:
+            try:
+                if self._missed is None:
+                    facts = {"session": self._session.session_id, "after": seq, "upto": upto}
+                    log.info("file sink catches up", **facts)
+                    resume = Resume(epoch, seq)
+                    self._missed = self._session.subscribe("block", self._forms, "file", resume)
+                if self._item is None:
+                    self._item = await self._missed.receive()
+            except (RequestError, Evicted, trio.EndOfChannel) as error:
+                log.warning("rows lost", session=self._session.session_id, after=seq, upto=upto,
+                            reason=str(error))  # fmt: skip
+                break
+            item = self._item
+            if isinstance(item, Notice):
+                if item.type == "reset":  # nobody needs the rest
+                    break
+                if item.type == "gap":
+                    stream.taken = (epoch, item.fields["seq"])
+            else:
+                await self._append(item)
+            self._item = None
+        self.close()
+        self._missed = self._item = None
+        self._lacks, stream.caught_up = False, True
+
     async def notice(self, notice: Notice, /) -> None:
         """Complete the files of an epoch when it is over: what comes now has numbers from 1 on."""
+        if notice.type == "end" and self._lacks:
+            status = self._session.status()
+            await self._fill(status["epoch"], status["seq"])
         if notice.type == "reset":
             with _as_plugin_errors():
                 await trio.to_thread.run_sync(self._stream.complete, limiter=self._threads)

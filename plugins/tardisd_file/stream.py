@@ -12,12 +12,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock, RLock
 
 from tardisd.log import Log
+from tardisd.market.time import DAY
 from tardisd.plugins.sessions import Block
 
+from .done import Done, Position
 from .output import OutputFile
 from .parts import Full, Part
 from .pieces import Cutter, Piece
@@ -60,9 +64,13 @@ class Handles:
 
 @dataclass(slots=True)
 class _Progress:
-    """How much of a block is in the files: whole pieces, then bytes or rows of the next one."""
+    """How much of a block is in the files: whole pieces, then bytes or rows of the next one.
+
+    Rows before `start` had been taken with another block.
+    """
 
     block: tuple[int, int, int]
+    start: int
     pieces: int = 0
     offset: int = 0
 
@@ -70,11 +78,18 @@ class _Progress:
 class FileStream:
     """The files of one session, from its first row to the last.
 
-    `make_part` returns a part for a new file of an epoch.
+    `make_part` returns a part for a new file of an epoch. With a book (`done`) the stream goes on
+    where the files end that a daemon before this one has completed.
     """
 
     def __init__(
-        self, root: Path, cutter: Cutter, instance: str, handles: Handles, make_part: PartMaker
+        self,
+        root: Path,
+        cutter: Cutter,
+        instance: str,
+        handles: Handles,
+        make_part: PartMaker,
+        done: Done | None = None,
     ) -> None:
         self._root = root
         self._cutter = cutter
@@ -88,6 +103,11 @@ class FileStream:
         self._epoch = 0
         self._day: int | None = None
         self.completed = 0  # files, so far
+        self.done = done
+        self.caught_up = False  # with what a daemon before this one had not completed
+        #: All rows up to there were taken; and up to where files are that are to get their names.
+        self.taken: Position = (0, 0) if done is None else done.upto
+        self._naming_at = self.taken
         self._lock = RLock()  # completing may have been given up while its thread goes on
 
     @property
@@ -103,9 +123,14 @@ class FileStream:
     def complete(self) -> None:
         """Give every file its name. Raises OSError; what could not be completed stays for later."""
         with self._lock:
+            if self._parts:
+                self._naming_at = self.taken
+            complete = self.unfinished
             while self._parts:
                 self._rotated.append(self._parts.popitem(last=False)[1])
             self._settle()
+            if self.done is not None and complete:
+                self.done.complete(self._naming_at)
             if len(self._numbers) > _NUMBERS_KEPT:  # mostly of days gone by; can be found again
                 self._numbers.clear()
 
@@ -113,15 +138,42 @@ class FileStream:
         self._settle()
         mark = (block.epoch, block.first_seq, len(block))
         if self._progress is None or self._progress.block != mark:
-            self._progress = _Progress(mark)
+            start, (epoch, seq) = 0, self.taken
+            if self.done is not None and epoch == block.epoch:
+                start = min(max(0, seq + 1 - block.first_seq), len(block))
+            self._progress = _Progress(mark, start)
         if self._epoch != block.epoch:  # its sequence numbers start again: so do the files
             self.complete()
             self._epoch = block.epoch
-        for number, piece in enumerate(self._cutter.pieces(block)):
+        for number, piece in enumerate(self._pieces(block, self._progress.start)):
             if number >= self._progress.pieces:
+                if piece.day != self._day:
+                    self._begin_day(piece, block)
                 self._write_piece(piece, self._progress)
                 self._progress.pieces, self._progress.offset = number + 1, 0
         self._progress = None
+        self.taken = max(self.taken, (block.epoch, block.first_seq + len(block) - 1))
+
+    def _pieces(self, block: Block, first_row: int) -> Iterator[Piece]:
+        """Return the block in pieces, without what is in files of a daemon before this one."""
+        done, first = self.done, block.first_seq
+        borders = [] if done is None else [seq + 1 - first for seq in done.borders(block.epoch)]
+        within = (row for row in borders if first_row < row < len(block))
+        for start, stop in pairwise([first_row, *within, len(block)]):
+            if start == stop:
+                continue
+            at = (block.epoch, first + stop - 1)
+            for piece in self._cutter.pieces(block, start, stop):
+                if done is None or not done.has(piece.key, at):
+                    yield piece
+
+    def _begin_day(self, piece: Piece, block: Block) -> None:
+        """Complete the files of the day before."""
+        if piece.day is not None:
+            row = int(block.release.searchsorted(piece.day * DAY))
+            self.taken = max(self.taken, (block.epoch, block.first_seq + row - 1))
+        self.complete()
+        self._day = piece.day
 
     def _settle(self) -> None:
         """Give the files their names that are full, or could not get them before."""
@@ -141,9 +193,6 @@ class FileStream:
             raise failed
 
     def _write_piece(self, piece: Piece, progress: _Progress) -> None:
-        if piece.day != self._day:
-            self.complete()
-            self._day = piece.day
         while progress.offset < piece.size:
             while self._handles.crammed and self._flush_largest():
                 pass
@@ -176,6 +225,7 @@ class FileStream:
         if part is None:
             file = OutputFile(self._root / piece.path, self._instance)
             part = self._parts[piece.key] = self._make_part(file, self._epoch)
+            part.key = piece.key
         self._parts.move_to_end(piece.key)
         return part
 
@@ -203,10 +253,15 @@ class FileStream:
         self._rotated.append(part)
         self._complete(part)
 
+    def _announce(self, part: Part, path: Path, size: int) -> None:
+        assert self.done is not None
+        self.done.naming(part.key, self._naming_at, path, size)
+
     def _successor(self, part: Part) -> Part | None:
         """Return the part that has the rows which `part` could not write, if there are any."""
         before = part.buffered
         following = part.successor(OutputFile(part.file.target, self._instance))
+        following.key = part.key
         self._handles.changed(0, part.buffered + following.buffered - before)
         return following if following.buffered else None
 
@@ -225,8 +280,9 @@ class FileStream:
                 self._rotated += [] if following is None else [following]
                 with self._touching(part):
                     part.close()
+            announce = None if self.done is None else partial(self._announce, part)
             with self._touching(part):
-                path, number = file.complete(self._numbers.get(file.target, 0))
+                path, number = file.complete(self._numbers.get(file.target, 0), announce)
         except FileNotFoundError:
             log.error(
                 "file lost", path=str(file.target), bytes=file.length,
