@@ -87,7 +87,6 @@ class Follower:
         )
         self._frames = frames
         self._leaving = False
-        self._waiting: trio.CancelScope | None = None
         self._epoch, self._seq = (0, 0) if resume is None else (resume.epoch, resume.from_seq)
         #: What a snapshot that comes first is of.
         self._joined: tuple[int, int] | None = None
@@ -105,12 +104,8 @@ class Follower:
     async def run(self) -> None:
         """Write until the session ends, `leave` is called or the engine cuts it off (`evicted`)."""
         try:
-            while not self._leaving:
-                with trio.CancelScope() as self._waiting:
-                    item = await self.subscription.receive()
-                if self._waiting.cancelled_caught:
-                    break
-                await self._write(item)
+            while True:
+                await self._write(await self.subscription.receive())
         except trio.EndOfChannel:
             pass
         except Evicted:
@@ -120,10 +115,12 @@ class Follower:
             self.done.set()
 
     def leave(self) -> None:
-        """Have the task stop after the frames it is writing; `done` tells when."""
+        """Have the task stop after the frames it is writing and what it owes in replies.
+
+        `done` tells when.
+        """
         self._leaving = True
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self.subscription.leave()
 
     async def _write(self, item: Block | Notice) -> None:
         if isinstance(item, Notice):

@@ -184,7 +184,7 @@ class Requests:
                 message = error_message(error, request.request_id, request.session_id)
                 await self._send(text_frame(msgspec.json.encode(message)))
                 return
-            if by is None:
+            if not stepping.told:
                 told = notice.answering(request.request_id)
                 await self._send(notice_frame(session.session_id, told))
 

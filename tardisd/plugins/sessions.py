@@ -141,6 +141,12 @@ class Subscription(Protocol):
         One that is stuck in delivering what it has received learns of it only here.
         """
 
+    def leave(self) -> None:
+        """Stop following, but for verbs told so far: some may answer this follower's requests.
+
+        `receive` returns those, and raises trio.EndOfChannel then.
+        """
+
     def close(self) -> None:
         """Stop following; idempotent. A pending `receive` need not return."""
 
@@ -155,6 +161,10 @@ class Resume:
 
 class Stepping(Protocol):
     """A step under way."""
+
+    @property
+    def told(self) -> bool:
+        """Whether the subscription that asked has the reply: not when it was left meanwhile."""
 
     async def wait(self) -> Notice:
         """Return `stepped` when it is done, or was ended early by another verb."""

@@ -75,10 +75,12 @@ class Audience:
         for follower in self._present.copy():
             follower.notify(notice)
 
-    def tell(self, notice: Notice, by: Subscription | None = None, request_id: Any = None) -> None:
-        """Tell all; the asker's copy carries its request id."""
-        for follower in [*self._present, *self._behind]:
+    def tell(self, notice: Notice, by: Subscription | None = None, request_id: Any = None) -> bool:
+        """Tell all; the asker's copy carries its request id. Returns whether the asker is here."""
+        followers = [*self._present, *self._behind]
+        for follower in followers:
             follower.notify(notice.answering(request_id) if follower is by else notice)
+        return by in followers
 
     def reset(self, notice: Notice) -> None:
         """Tell all that a new epoch begins: what was queued or missed of the old one is void."""

@@ -37,6 +37,7 @@ class Steps:
         self.by = by
         self.request_id = request_id
         self.taken = 0
+        self.told = False
         self._done = trio.Event()
         self._notice = Notice("stepped")
         self._error: TardisError | None = None
@@ -48,9 +49,9 @@ class Steps:
             raise self._error
         return self._notice
 
-    def end(self, notice: Notice) -> None:
-        """Let whoever waits go on."""
-        self._notice = notice
+    def end(self, notice: Notice, told: bool) -> None:
+        """Let whoever waits go on; `told` says whether the asker has heard it as a follower."""
+        self._notice, self.told = notice, told
         self._done.set()
 
     def fail(self, error: TardisError) -> None:
@@ -352,8 +353,8 @@ class Course:
         self.stage.note()
         clock = self.stage.time.market() // MILLISECOND
         notice = Notice("stepped", {"count": count, "clock": clock})
-        self.stage.audience.tell(notice, steps.by, steps.request_id)
-        steps.end(notice.answering(steps.request_id))
+        told = self.stage.audience.tell(notice, steps.by, steps.request_id)
+        steps.end(notice.answering(steps.request_id), told)
 
     # ---- lockstep
 

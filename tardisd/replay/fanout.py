@@ -166,17 +166,17 @@ class Follower:
 
     def void(self) -> None:
         """Drop what was queued of an epoch that is over; its seqs mean nothing any more."""
-        kept = [
-            item
-            for item in self._queue
-            if isinstance(item, Notice) and item.type not in _OF_AN_EPOCH
-        ]
-        self._queue = deque(kept)
-        self._ticks = self._bytes = 0
+        self._drop_the_epoch()
         self.full_since = None
         self._let_go()
         self._number_anew()
         self._arrived.set()
+
+    def _drop_the_epoch(self) -> None:
+        """Keep what says what happened only: a verb's notice may be the reply to a request."""
+        told = (item for item in self._queue if isinstance(item, Notice))
+        self._queue = deque(item for item in told if item.type not in _OF_AN_EPOCH)
+        self._ticks = self._bytes = 0
 
     def go_round(self) -> None:
         """Begin another epoch behind what is queued of the one that is over.
@@ -247,8 +247,7 @@ class Follower:
     def fail(self, error: Exception, what: str) -> None:
         """End with an `error`: what it asked for is not to be had, and asking again is no use."""
         code = error.code if isinstance(error, RequestError) else "internal"
-        self._queue.clear()
-        self._ticks = self._bytes = 0
+        self._drop_the_epoch()
         self._let_go()
         self._ties.leave(self)
         fields = {"code": code, "message": f"{what}: {describe(error)}"}
@@ -283,14 +282,18 @@ class Follower:
         """Return once the follower has been cut off, if ever: for those stuck in a send."""
         await self._cut_off.wait()
 
-    def close(self) -> None:
-        """Stop following; idempotent."""
+    def leave(self) -> None:
+        """Stop following; `receive` still gives the verbs that were told, then it ends."""
         self._ended = True
-        self._queue.clear()
-        self._ticks = self._bytes = 0
+        self._drop_the_epoch()
         self._let_go()
         self._arrived.set()
         self._ties.leave(self)
+
+    def close(self) -> None:
+        """Stop following; idempotent."""
+        self.leave()
+        self._queue.clear()
 
     def _drop(self, count: int) -> None:
         """Drop the oldest `count` ticks and say so; notices keep their place."""

@@ -118,7 +118,7 @@ class ReplaySession(Lifetime):
             self._going_back = steps
             self._spawn(self._step_back, steps, course)
         else:
-            steps.end(self._tell("stepped", by, request_id, count=0))
+            steps.end(self._tell("stepped", by, request_id, count=0), told=by is not None)
         return steps
 
     async def _step_back(self, steps: Steps, course: Course) -> None:

@@ -55,6 +55,33 @@ async def test_a_seek_tells_everybody_and_replays_from_there(rig):
             assert messages[-1]["ticks"] == len(ticks)
 
 
+async def test_who_leaves_at_once_is_answered_all_that_it_asked_before(rig):
+    async with rig.client() as client:
+        await client.create(session_id="s", start_paused=True)
+        verbs = [
+            ("resume", {}), ("speed_change", {"speed": 2}), ("pause", {}),
+            ("seek", {"by": MINUTE}), ("pause", {}),
+        ]  # fmt: skip
+        for number, (verb, fields) in enumerate(verbs):
+            await client.send(verb, session_id="s", id=number, **fields)
+        await client.send("unsubscribe", session_id="s", id="u")
+        seen = [message for message in await client.until("unsubscribed") if "id" in message]
+        assert [message["id"] for message in seen] == [0, 1, 2, 3, 4, "u"]
+
+
+async def test_who_leaves_during_its_own_step_is_answered_when_that_is_over(rig):
+    async with rig.client() as client:
+        await client.create(session_id="s", series=[TRADES], start_paused=True)
+        stuck = rig.sessions.get("s").subscribe("block")
+        await client.send("step", session_id="s", count=10_000, id="step")
+        await client.send("unsubscribe", session_id="s")
+        seen = await client.until("unsubscribed")
+        assert "stepped" not in [message["type"] for message in seen]
+        stuck.close()
+        reply = await client.get()
+        assert (reply["type"], reply["id"], reply["count"]) == ("stepped", "step", 10_000)
+
+
 async def test_a_seek_by_some_time_stays_inside(rig):
     async with rig.client() as client:
         await client.create(session_id="s", start_paused=True)
