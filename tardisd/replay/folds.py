@@ -80,23 +80,39 @@ class _Kept:
 
     async def read(self, storage: Storage[Any], span: Span, limiter: trio.CapacityLimiter) -> None:
         """Read and fold a span. Whole quarter-hours stay known when it is cancelled amid that."""
-        last, group, rows = self.rows[:0], list[Batch](), 0
+        last = self.rows[:0]
+        send, receive = trio.open_memory_channel[list[Batch]](0)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._gather, storage, span, send)
+                async for group in receive:
+                    found = await trio.to_thread.run_sync(
+                        self._folded, last, group, limiter=limiter
+                    )
+                    last = found[-1:]
+                    upto = int(last.ts_event[0])
+                    self._add(Span(span.start, upto), found)
+                    span = Span(upto, span.end)
+        except BaseExceptionGroup as errors:
+            if len(errors.exceptions) == 1:  # what the storage says, as it says it
+                raise errors.exceptions[0] from None
+            raise
+        self._add(span, last)
 
-        async def absorb() -> Batch:
-            return await trio.to_thread.run_sync(self._folded, last, group, limiter=limiter)
-
-        async with storage.read(self._source, span) as batches:
+    async def _gather(
+        self, storage: Storage[Any], span: Span, send: trio.MemorySendChannel[list[Batch]]
+    ) -> None:
+        """Read on while what was read before is folded."""
+        group, rows = list[Batch](), 0
+        async with send, storage.read(self._source, span) as batches:
             async for batch in batches:
                 group.append(batch)
                 rows += len(batch)
-                if rows < _GROUP_ROWS:
-                    continue
-                found = await absorb()
-                last, group, rows = found[-1:], [], 0
-                upto = int(last.ts_event[0])
-                self._add(Span(span.start, upto), found)
-                span = Span(upto, span.end)
-        self._add(span, await absorb())
+                if rows >= _GROUP_ROWS:
+                    await send.send(group)
+                    group, rows = [], 0
+            if rows:
+                await send.send(group)
 
     def _folded(self, last: Batch, group: Sequence[Batch]) -> Batch:
         """Return one row for each quarter-hour; `last` is what there was of the first one."""

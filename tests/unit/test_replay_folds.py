@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trio
 
+from tardisd.errors import StorageError
 from tardisd.market.columns import Batch
 from tardisd.market.decimals import Decimals
 from tardisd.market.series import Series
@@ -185,3 +186,20 @@ def test_memory_is_bounded_and_what_was_used_last_stays():
         return reads
 
     assert run_engine(main, storage=Counting()) == [True, True, True, False, False, True]
+
+
+class Failing(MemoryStorage):
+    """Cannot be read."""
+
+    def read(self, series, span):
+        raise StorageError("the disk is gone")
+
+
+def test_what_the_storage_says_comes_through():
+    async def main(engine):
+        await engine.store(trades(), SPAN)
+        span = Span(START, START + 20 * DAY)
+        with pytest.raises(StorageError, match="the disk is gone"):
+            await Folds().rows(engine.storage, TRADES, span, trio.CapacityLimiter(1))
+
+    run_engine(main, storage=Failing())
