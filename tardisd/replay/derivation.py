@@ -109,15 +109,12 @@ async def _derivations(
     found = []
     for series in sorted(dict.fromkeys(request.derive), key=lambda one: one.order):
         _refuse_unfit(series, request)
-        if not again and await has_rows(storage, series, Span(request.start, request.end)):
-            raise RequestError(
-                "bad_request", f"derive: {series} is stored; ask for it in 'series' instead"
-            )
         if isinstance(series, DerivedSeries):  # it was chosen before
             chosen = Series(series.exchange, series.symbol, series.source)
             source = await material(storage, chosen)
         else:
-            source = await _choose(storage, series, Span(request.start, request.end))
+            choose = _choose if again else _better
+            source = await choose(storage, series, Span(request.start, request.end))
         derived = DerivedSeries(
             series.exchange, series.symbol, series.data_type, source.series.data_type
         )
@@ -134,6 +131,28 @@ def _refuse_unfit(series: Series, request: SessionRequest) -> None:
     span = Span(request.start, request.end)
     if whole_candles(span, interval) is None:
         raise RequestError("bad_request", f"derive: no whole candle of {series} fits in {span}")
+
+
+async def _better(storage: Storage[Any], series: Series, span: Span) -> Material:
+    """Return the source of a series; refuse to build what is stored for as much of the span."""
+    stored = await material(storage, series) if await has_rows(storage, series, span) else None
+    refusal = RequestError(
+        "bad_request", f"derive: {series} is stored; ask for it in 'series' instead"
+    )
+    try:
+        source = await _choose(storage, series, span)
+    except RequestError:
+        if stored is not None:
+            raise refusal from None
+        raise
+    interval = series.data_type.interval
+    assert interval is not None
+    within = whole_candles(span, interval)
+    if stored is not None and within is not None:
+        kept, built = (_whole_ns(one.coverage, interval, within) for one in (stored, source))
+        if kept >= built:
+            raise refusal
+    return source
 
 
 async def _choose(storage: Storage[Any], series: Series, span: Span) -> Material:

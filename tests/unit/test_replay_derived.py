@@ -223,6 +223,21 @@ def test_what_cannot_be_derived_is_refused_by_name(options, code, words):
     assert words in error.message
 
 
+def test_what_is_stored_for_a_part_is_built_for_the_whole():
+    async def main(engine):
+        await engine.store(candles(range(20)), SPAN)
+        await engine.store(candles([0, 5], "candle_5m"), Span(START, START + 10 * MINUTE))
+        listener = await engine.play([], SPAN, derive=(FIVES,), speed="max")
+        await engine.store(candles([10, 15], "candle_5m"), SPAN)
+        with pytest.raises(RequestError, match="is stored; ask for it in 'series'"):
+            await engine.create([], SPAN, derive=(FIVES,))
+        return listener
+
+    found = rows(run_engine(main))
+    assert [row["volume"] for row in found] == [10] * 4
+    assert {row["derived_from"] for row in found} == {"candle_1m"}
+
+
 def test_several_series_of_one_hidden_source():
     async def main(engine):
         await engine.store(trades([n * 7.5 for n in range(160)]), SPAN)
