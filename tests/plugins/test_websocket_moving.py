@@ -58,15 +58,15 @@ async def test_a_seek_tells_everybody_and_replays_from_there(rig):
 async def test_who_leaves_at_once_is_answered_all_that_it_asked_before(rig):
     async with rig.client() as client:
         await client.create(session_id="s", start_paused=True)
-        verbs = [
-            ("resume", {}), ("speed_change", {"speed": 2}), ("pause", {}),
-            ("seek", {"by": MINUTE}), ("pause", {}),
-        ]  # fmt: skip
+        follower = rig.sessions.get("s")._audience._present[0]
+        # As if the client read nothing for a moment: what it is told stays in the queue.
+        follower.held = trio.CancelScope()
+        verbs = [("resume", {}), ("speed_change", {"speed": 2}), ("pause", {})]
         for number, (verb, fields) in enumerate(verbs):
             await client.send(verb, session_id="s", id=number, **fields)
         await client.send("unsubscribe", session_id="s", id="u")
-        seen = [message for message in await client.until("unsubscribed") if "id" in message]
-        assert [message["id"] for message in seen] == [0, 1, 2, 3, 4, "u"]
+        seen = await client.until("unsubscribed")
+        assert [message["id"] for message in seen if "id" in message] == [0, 1, 2, "u"]
 
 
 async def test_who_leaves_during_its_own_step_is_answered_when_that_is_over(rig):
