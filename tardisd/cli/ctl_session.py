@@ -17,6 +17,7 @@ from tardisd.cli.ctl_common import (
     SPEED,
     TIME,
     Control,
+    ControlCommand,
     ControlGroup,
     as_time,
     draw_facts,
@@ -188,13 +189,26 @@ def session_speed(control: Control, session_id: str, speed: float | str) -> None
     control.show(control.call("session.speed", params), _draw_told)
 
 
-@session.command("seek", context_settings={"ignore_unknown_options": True})
+_MINUS = "\N{MINUS SIGN}"
+
+
+class _BackCommand(ControlCommand):
+    """Takes `-1h` for what it is: click would find the option `-h` in it, and show the help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Hide the minus of amounts from click."""
+        hidden = [_MINUS + arg[1:] if re.match(r"-\d", arg) else arg for arg in args]
+        return super().parse_args(ctx, hidden)
+
+
+@session.command("seek", cls=_BackCommand)
 @click.argument("session_id", metavar="ID", type=SESSION)
 @click.argument("to", metavar="TIME|+SECS|-SECS")
 @pass_control
 def session_seek(control: Control, session_id: str, to: str) -> None:
     """Move a session to a time, or by some time as in +90s or -1h (from where it is)."""
     params: dict[str, Any] = {"session_id": session_id}
+    to = to.replace(_MINUS, "-")
     if to[:1] in "+-":
         params["by"] = _milliseconds(to)
     else:

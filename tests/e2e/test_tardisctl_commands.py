@@ -199,12 +199,16 @@ def test_moving_a_session_by_commands(stored):
     ).stdout  # fmt: skip
     assert "at 2024-03-01T00:59:00.000Z" in stored.ctl("session", "seek", "m", "-60").stdout
     assert "at 2024-03-01T01:29:00.000Z" in stored.ctl("session", "seek", "m", "+30m").stdout
+    assert "at 2024-03-01T00:29:00.000Z" in stored.ctl("session", "seek", "m", "-1h").stdout
+    assert "at 2024-03-01T01:29:00.000Z" in stored.ctl("session", "seek", "m", "+1h").stdout
     refused = stored.ctl("session", "seek", "m", "2024-04-01", code=1).stderr
     assert "is outside the session" in refused
     assert "write +90s" in stored.ctl("session", "seek", "m", "+soon", code=2).stderr
+    assert "write +90s" in stored.ctl("session", "seek", "m", "-1x", code=2).stderr
+    assert "Move a session" in stored.ctl("session", "seek", "-h").stdout
     stored.ctl("session", "step", "m", "3")
     proof = stored.json("session", "verify", "m")
-    assert (proof["equal"], proof["ticks"], proof["epoch"]) == (True, 3, 5)
+    assert (proof["equal"], proof["ticks"], proof["epoch"]) == (True, 3, 7)
     assert stored.ctl("session", "verify", "m").stdout.startswith("m equal: 3 ticks, hash ")
 
 
