@@ -235,6 +235,11 @@ class _Checker:
         series = self.parse((*path, "series"), Series.parse, table.series)
         if table.start.surely_not_before(table.end):
             self.findings.add((*path, "end"), f"{table.end} is not after start {table.start}")
+        elif table.until is not None and (
+            table.start.surely_not_before(table.until) or table.until.surely_after(table.end)
+        ):
+            text = f"{table.until} is not between start {table.start} and end {table.end}"
+            self.findings.add((*path, "until"), text)
         if not isinstance(table.speed, str) and not (0 < table.speed < math.inf):
             text = f"{table.speed} is no speed; use a finite number above 0, or 'max'"
             self.findings.add((*path, "speed"), text)

@@ -80,6 +80,10 @@ class Moment(_Written):
             return False
         return self.at(_SOME_NOW) >= other.at(_SOME_NOW)
 
+    def surely_after(self, other: Moment) -> bool:
+        """Tell whether this can be seen, without a clock, to be later than `other`."""
+        return self.surely_not_before(other) and not other.surely_not_before(self)
+
 
 class Duration(_Written):
     """A length of time such as `90s`, `5m` or `1.5h`; `ns` is never negative."""
