@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -283,7 +284,9 @@ def session_watch(control: Control, session_id: str, lines: bool) -> None:
     Elsewhere, or with --lines, its ticks and what happens to it are printed as lines. A fast
     session shows a part of its ticks; it is never slowed down.
     """
-    if not (lines or control.as_json) and sys.stdout.isatty() and sys.stdin.isatty():
+    # A dumb terminal cannot move the cursor: nothing at all would be drawn on it.
+    plain = lines or control.as_json or os.environ.get("TERM") in {"dumb", "unknown"}
+    if not plain and sys.stdout.isatty() and sys.stdin.isatty():
         from tardisd.cli.live import play
 
         with control.connect() as client, refusals():

@@ -14,7 +14,7 @@ from tardisd.cli.keyboard import keys
 from tardisd.cli.player import Picture, draw, faster
 from tardisd.control.client import ControlClient
 from tardisd.errors import ControlError
-from tardisd.market.time import MILLISECOND, format_time, parse_time
+from tardisd.market.time import MILLISECOND, format_time, parse_duration, parse_time
 
 KEYS = (
     "keys: space pause/resume   ← → step when paused, else seek   ↑ faster   ↓ slower"
@@ -95,6 +95,12 @@ class Player:
         """Seek to a time, to a time of the session's day, or by `+90s` or `-1h`."""
         clock = int(self.picture.status.get("clock", 0)) * MILLISECOND
         if not text:
+            return
+        if text[0] in "+-":  # from where the session is by then, and not beyond its start or end
+            try:
+                self._ask("seek", by=parse_duration(text.removeprefix("+")) // MILLISECOND)
+            except ValueError as error:
+                self.picture.notice = str(error)
             return
         if text.replace(":", "").isdigit() and ":" in text:
             text = f"{format_time(clock)[:10]}T{text if text.count(':') > 1 else text + ':00'}Z"

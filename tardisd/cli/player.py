@@ -30,6 +30,8 @@ class Quote:
     trades: int = 0
     volume: float = 0.0
     closes: deque[float] = field(default_factory=lambda: deque(maxlen=CHART_WIDTH))
+    #: The last price of each stretch of time in which there were trades: (stretch, price).
+    trail: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=CHART_WIDTH))
 
 
 class Picture:
@@ -72,7 +74,19 @@ class Picture:
         else:
             quote.last = price
             quote.trades += 1
+            stretch = int(tick["timestamp"]) // self._stretch()
+            if quote.trail and quote.trail[-1][0] == stretch:
+                quote.trail.pop()
+            quote.trail.append((stretch, price))
         quote.last = quote.last or price
+
+    def _stretch(self) -> int:
+        """Return how many ms of market time a column of a chart of trades stands for."""
+        speed = self.status.get("speed")
+        if isinstance(speed, int | float):
+            return max(1, round(speed * 1000))  # a column each second
+        span = int(self.status.get("end_time", 0)) - int(self.status.get("start_time", 0))
+        return max(1, span // CHART_WIDTH)
 
     def clock(self) -> str:
         """Return market time as text, to the second."""
@@ -100,7 +114,7 @@ def _price(value: float) -> str:
 def chart(values: list[float], height: int = CHART_HEIGHT) -> list[str]:
     """Return a column chart of the values as lines of block characters, scale on the right."""
     if not values:
-        return ["waiting for the first candle to close"] + [""] * (height - 1)
+        return ["waiting for the first price"] + [""] * (height - 1)
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     levels = [1 + round((value - low) / span * (height * 8 - 1)) for value in values]
@@ -143,8 +157,11 @@ def draw(picture: Picture, title: str, footer: str) -> Group:
         )
     parts: list[Any] = [head, table]
     for name, quote in sorted(picture.quotes.items())[:1]:
-        body = Text("\n".join(chart(list(quote.closes))), style="cyan", no_wrap=True)
-        parts.append(Panel(body, title=f"{name} candle closes", title_align="left", width=84))
+        kind, prices = "candle closes", list(quote.closes)
+        if not prices and quote.trail:
+            kind, prices = "trades", [price for _, price in list(quote.trail)]
+        body = Text("\n".join(chart(prices)), style="cyan", no_wrap=True)
+        parts.append(Panel(body, title=f"{name} {kind}", title_align="left", width=84))
     parts.append(Text(footer, style="dim"))
     return Group(Text(title, style="bold"), *parts)
 

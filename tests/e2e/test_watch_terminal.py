@@ -60,6 +60,10 @@ def test_the_keys_of_the_player(daemon: Daemon) -> None:
         screen.until("2024-03-01 23:00:00 UTC")
         screen.press("g2025-01-01\r")
         screen.until("is outside the session")
+        screen.press("g-100h\r")
+        screen.until("2024-03-01 00:00:00 UTC")
+        screen.press("g+23h\r")
+        screen.until("2024-03-01 23:00:00 UTC")
         screen.press("-")
         screen.until("60x")
         screen.press(" ")
@@ -84,5 +88,8 @@ def test_the_player_ends_with_the_session_and_names_one_that_is_not_there(daemon
         screen.process.wait(60)
         assert screen.process.returncode == 1
     with terminal([*command, "s", "--lines"], environ) as screen:
+        screen.until("-- end")
+        assert screen.process.wait(60) == 0
+    with terminal([*command, "s"], {**environ, "TERM": "dumb"}) as screen:
         screen.until("-- end")
         assert screen.process.wait(60) == 0
