@@ -84,26 +84,28 @@ class Client:
         raise AssertionError("messages end only by an error")
 
 
-def seeks(port: int, span: Span, count: int) -> tuple[list[float], list[float], list[float]]:
+def seeks(
+    port: int, span: Span, count: int, name: str = "seeker", **options: Any
+) -> tuple[list[float], list[float], list[float]]:
     """Seek here and there, and pause; return times (ms) to snapshot, first tick, and `paused`."""
     client, draw = Client(port), random.Random(7)
-    client.send(**crowd.request("seeker", FOLLOWED, span, speed=1000))
+    client.send(**crowd.request(name, FOLLOWED, span, speed=1000, **options))
     client.until("session_created")
     snapshots, ticks, pauses = [], [], []
     for _ in range(count):
         to = draw.randrange(span.start + SECOND, span.end - 3600 * SECOND) // MILLISECOND
         begun = time.monotonic()
-        client.send(type="seek", session_id="seeker", to=to)
-        client.send(type="resume", session_id="seeker")
+        client.send(type="seek", session_id=name, to=to)
+        client.send(type="resume", session_id=name)
         client.until("snapshot")
         snapshots.append((time.monotonic() - begun) * 1e3)
         client.until("tick")
         ticks.append((time.monotonic() - begun) * 1e3)
         begun = time.monotonic()
-        client.send(type="pause", session_id="seeker")
+        client.send(type="pause", session_id=name)
         client.until("paused")
         pauses.append((time.monotonic() - begun) * 1e3)
-    client.send(type="stop", session_id="seeker")
+    client.send(type="stop", session_id=name)
     return snapshots, ticks, pauses
 
 
@@ -143,12 +145,16 @@ def main() -> None:
         config.write_text(config.read_text().replace("[daemon]\n", f"[daemon]\n{limit}") + limit)
         with harness.daemon(config) as (child, _):
             snapshots, ticks, pauses = seeks(port, span, asked.seeks)
+        derive = [f"{FOLLOWED[0]}".replace("@trade", f"@candle_{name}") for name in ("1h", "1d")]
+        with harness.daemon(config):
+            _, built, _ = seeks(port, span, asked.seeks, "builder", derive=derive, forming=True)
         with harness.daemon(config) as (child, _):
             memory = many(port, child.pid, span)
     rows: list[crowd.Row] = []
     for label, found, wanted in [
         ("snapshot after a seek", snapshots, "< 100 ms"),
         ("first tick after a seek", ticks, "< 100 ms"),
+        ("  with hours and days built of a series", built, "< 100 ms"),
         ("paused", pauses, "< 20 ms"),
     ]:
         rows += [
@@ -161,7 +167,7 @@ def main() -> None:
         ("  peak", f"{memory['peak'] / 2**20:.0f} MiB", "< 1024 MiB"),
     ]
     crowd.table(f"{asked.rows:,} rows stored; {os.cpu_count()} cores", rows)
-    harness.save("scale", {"snapshots_ms": snapshots, "first_ticks_ms": ticks,
+    harness.save("scale", {"snapshots_ms": snapshots, "first_ticks_ms": ticks, "built_ms": built,
                            "pauses_ms": pauses, "memory": memory})  # fmt: skip
 
 
