@@ -77,7 +77,9 @@ class Encoder:
         """Return one row of bytes per tick, and where in a row the wall time is to be stamped."""
         pieces = list(self._pieces(ticks, seqs))
         slots = [piece for piece in pieces if isinstance(piece, Slot)]
-        key = (id(ticks.series), ticks.sides is None, *[len(slot.text) for slot in slots])
+        # The names between the slots belong to it: what one block lacks, another may have.
+        texts = [p.width if isinstance(p, Slot) else p for p in pieces if not callable(p)]
+        key = (id(ticks.series), ticks.sides is None, *texts)
         template = self._templates.get(key)
         if template is None:
             if len(self._templates) > 256:  # widths vary within narrow bounds; never grow forever

@@ -12,11 +12,12 @@ import pytest
 from tardisd.market.columns import Batch
 from tardisd.market.decimals import Decimals
 from tardisd.market.series import Series
-from tardisd.market.time import parse_time
+from tardisd.market.ticks import Ticks
+from tardisd.market.time import MINUTE, parse_time
 from tardisd.testing.blocks import SENT_MS, make_blocks
 from tardisd.testing.ticks import random_candles, random_trades
 from tardisd.wire.digits import Grid, digit_count, shared_digits
-from tardisd.wire.encode import text_frame_header
+from tardisd.wire.encode import Encoder, Frame, text_frame_header
 from tardisd.wire.rows import EncodedRows, Run, interleave
 
 START = parse_time("2024-03-01T00:00:00Z")
@@ -153,3 +154,37 @@ def test_threads_that_encode_at_once_share_one_encoding():
         assert all(whole is wholes[0] for whole in wholes)
         text = b"".join(bytes(part.encode("ndjson").bytes()) for part in parts)
         assert text.count(b'"replay_time":%d' % SENT_MS) == 1600
+
+
+def test_blocks_that_have_other_columns_name_them_right():
+    """One encoder serves all blocks of a session: what one lacks, the next may have instead."""
+
+    def candle(series, minute, name):
+        one = Decimals.of(["7"])
+        fields = dict.fromkeys(("open", "high", "low", "close", "volume", name), one)
+        return Batch(series, np.array([START + minute * MINUTE]), fields)
+
+    def ticks_of(batch, table):
+        return Ticks.concat([batch], [batch.ts_event], table)
+
+    def trade(series, ids):
+        one, sides = Decimals.of(["1"]), np.zeros(1, np.uint8)
+        return Batch(series, np.array([START]), {"price": one, "amount": one}, ids, sides)
+
+    venues = ("binance", "okx")
+    candles = tuple(Series.of(venue, "BTC/USDT", "candle_1m") for venue in venues)
+    trades = tuple(Series.of(venue, "BTC/USDT", "trade") for venue in venues)
+    ids = [np.array([123_456_789_012]), np.array([b"abcde"])]  # as wide, with what is around them
+    encoder = Encoder(Frame("data", stamped=False))
+    made = [
+        json.loads(encoder.encode(ticks_of(one, table), np.ones(1, int))[0].tobytes())
+        for one, table in [
+            (candle(candles[0], 0, "quote_volume"), candles),
+            (candle(candles[1], 1, "trades"), candles),
+            (trade(trades[0], ids[0]), trades),
+            (trade(trades[1], ids[1]), trades),
+        ]
+    ]
+    assert [row.get("quote_volume") for row in made] == [7, None, None, None]
+    assert [row.get("trades") for row in made] == [None, 7, None, None]
+    assert [row.get("id") for row in made] == [None, None, "123456789012", "abcde"]
