@@ -88,8 +88,9 @@ def floors(times: Ints, interval: Interval) -> Ints:
 def pack_ids(texts: Sequence[str]) -> Ids:
     """Return an id column: int64 when every text is a canonical integer, else bytes."""
     if all(
-        text.isascii() and text.isdecimal() and (text[0] != "0" or text == "0") for text in texts
-    ):
+        text.isascii() and text.isdecimal() and (text[0] != "0" or text == "0") and len(text) < 20
+        for text in texts
+    ):  # no int64 has 20 digits, and Python refuses to read thousands of them
         try:
             return np.array([int(text) for text in texts], dtype=np.int64)
         except OverflowError:

@@ -97,7 +97,9 @@ def id_numbers(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:
     An integer counts as itself whatever the column's form, so that storages may differ in it.
     """
     if ids.dtype.kind == "i":
-        return ids.view(np.uint64), None
+        if not len(ids) or int(ids.min()) >= 0:
+            return ids.view(np.uint64), None
+        ids = ids.astype(np.bytes_)  # a negative one counts as the text that it is to clients
     texts = ids.tolist()
     numbers = np.array([_id_number(text) for text in texts], np.uint64)
     return numbers, None if all(texts) else np.array([bool(text) for text in texts])
@@ -106,6 +108,8 @@ def id_numbers(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:
 def _id_number(text: bytes) -> int:
     if not text:
         return 0
-    if text.isdigit() and (text[:1] != b"0" or text == b"0") and int(text) < 1 << 63:
+    # No int64 has more than 19 digits, and Python refuses to read thousands of them.
+    plain = len(text) < 20 and text.isdigit() and (text[:1] != b"0" or text == b"0")
+    if plain and int(text) < 1 << 63:
         return int(text)
     return text_hash(text)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hash_reference
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tick_strategies import HASHED, tables
 
-from tardisd.replay.digest import text_hash
+from tardisd.market.columns import pack_ids
+from tardisd.replay.digest import id_numbers, text_hash
 from tardisd.testing.blocks import make_blocks
 
 
@@ -25,6 +27,21 @@ def test_the_hash_is_the_recipes(table, slice_ticks):
         assert whole.hash_upto(block._first).hexdigest() == hash_reference.content_hash(
             rows[: done - len(block)]
         )
+
+
+def test_ids_count_as_their_text_says_whatever_the_form_of_their_column():
+    """A column of integers becomes one of text when it meets text: the hash must not tell."""
+    values = [-(2**63), -7, 0, 7, 2**63 - 1]
+    numbers, present = id_numbers(np.array(values))
+    texts, _ = id_numbers(np.array([str(value).encode() for value in values]))
+    assert present is None
+    assert numbers.tolist() == texts.tolist()
+    assert numbers.tolist() == [hash_reference.venue_id(str(value)) for value in values]
+
+
+def test_an_id_may_be_thousands_of_digits():
+    [number], _ = id_numbers(pack_ids(["1" * 5000]))
+    assert number == hash_reference.short_hash("1" * 5000)
 
 
 @given(tables(HASHED), st.data())
