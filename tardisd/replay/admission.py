@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import TypeVar
 
 from tardisd.errors import RequestError
 from tardisd.plugins.sessions import SessionRequest
 from tardisd.replay.clock import check_speed
 
+PluginT = TypeVar("PluginT")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -29,3 +32,11 @@ def check_id(session_id: str) -> None:
         raise RequestError(
             "bad_request", "session_id: use 1 to 128 letters, digits, '.', '_', ':' or '-'"
         )
+
+
+def named(known: Mapping[str, PluginT], field: str, name: str | None) -> PluginT:
+    """Return the plugin instance that a field names; RequestError when there is none."""
+    if name is None or name not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise RequestError("bad_request", f"{field}: {name!r} is not one of: {names}")
+    return known[name]

@@ -20,7 +20,7 @@ from tardisd.plugins.analyzer import Analyzer
 from tardisd.plugins.sessions import SessionRequest
 from tardisd.plugins.sink import Sink
 from tardisd.plugins.storage import Storage
-from tardisd.replay.admission import check_id, check_request
+from tardisd.replay.admission import check_id, check_request, named
 from tardisd.replay.alarm import Alarm
 from tardisd.replay.audience import Audience
 from tardisd.replay.delivery import Delivery
@@ -80,6 +80,8 @@ class SessionManager:
         self._sessions: dict[str, ReplaySession] = {}
         self._reserved: set[str] = set()
         self._users: dict[str, tuple[object, ...]] = {}
+        #: What ends the wait for an ended session to be forgotten, by its id.
+        self._kept: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._closing = False
         self._living = 0
@@ -246,14 +248,14 @@ class SessionManager:
             if not session.suspended:
                 place = session.place().as_json()
                 record = replace(record, ended_at=wall_ns(), end=end, place=place)
-            self._remember(record)
+            if self._sessions.get(session.session_id) is session:  # else it was removed at once
+                self._remember(record)
+                self._forget_in(session.session_id, self._limits.kept_secs)
             self._forget_oldest()
         self._living -= 1
         del self._users[session.session_id]
         self._one_died.set()
         self._one_died = trio.Event()
-        if self._nursery is not None:
-            self._nursery.start_soon(self._forget_later, session.session_id, self._limits.kept_secs)
 
     def _note(self, session: ReplaySession) -> None:
         self._remember(self._record(session))
@@ -270,13 +272,20 @@ class SessionManager:
                 noted = place
                 session.note()
 
-    async def _forget_later(self, session_id: str, secs: float) -> None:
-        session = self._sessions.get(session_id)
-        await trio.sleep(secs)
-        if session is not None and self._sessions.get(session_id) is session:
-            self._forget(session_id)
+    def _forget_in(self, session_id: str, secs: float) -> None:
+        """Forget an ended session after a while; nothing waits for one that is gone by then."""
+        scope = self._kept[session_id] = trio.CancelScope()
+
+        async def forget() -> None:
+            with scope:
+                await trio.sleep(secs)
+                self._forget(session_id)
+
+        self._spawn(forget)
 
     def _forget(self, session_id: str) -> None:
+        if (scope := self._kept.pop(session_id, None)) is not None:
+            scope.cancel()
         self.past_ticks += self._sessions.pop(session_id).ticks
         try:
             self._state.forget(session_id)
@@ -348,7 +357,7 @@ class SessionManager:
         session.restore_ended(record.status, end, place)
         self._sessions[record.session_id] = session
         if not again:
-            self._running_nursery().start_soon(self._forget_later, record.session_id, left)
+            self._forget_in(record.session_id, left)
 
     def _running_nursery(self) -> trio.Nursery:
         if self._nursery is None or self._closing:
@@ -356,28 +365,15 @@ class SessionManager:
         return self._nursery
 
     def _storage(self, name: str | None) -> Storage[Any]:
-        wanted = name or self._default_storage
-        if wanted is None or wanted not in self._storages:
-            known = ", ".join(sorted(self._storages)) or "none"
-            raise RequestError("bad_request", f"storage: {wanted!r} is not one of: {known}")
-        return self._storages[wanted]
+        return named(self._storages, "storage", name or self._default_storage)
 
     def _outlets(self, request: SessionRequest) -> Sequence[Outlet]:
         """Return the sinks and analyzers that a session is delivered to, by name."""
-        sinks = [(name, self._sink(name)) for name in dict.fromkeys(request.sinks)]
+        sinks = [(name, named(self._sinks, "sinks", name)) for name in dict.fromkeys(request.sinks)]
         return [*sinks, *((name, self._analyzer(name)) for name in request.analyzers)]
 
     def _analyzer(self, name: str) -> Analyzer[Any]:
-        if name not in self._analyzers:
-            known = ", ".join(sorted(self._analyzers)) or "none"
-            raise RequestError("bad_request", f"analyzers: {name!r} is not one of: {known}")
-        return self._analyzers[name]
-
-    def _sink(self, name: str) -> Sink[Any]:
-        if name not in self._sinks:
-            known = ", ".join(sorted(self._sinks)) or "none"
-            raise RequestError("bad_request", f"sinks: {name!r} is not one of: {known}")
-        return self._sinks[name]
+        return named(self._analyzers, "analyzers", name)
 
     def _reserve(self, session_id: str | None) -> str:
         """Return an id that nobody else has; it is taken from now on."""
@@ -393,5 +389,9 @@ class SessionManager:
             check_id(session_id)
         if session_id in self._sessions or session_id in self._reserved:
             raise RequestError("session_exists", f"session {session_id!r} exists already")
+        if session_id in self._users:  # removed, but its sinks have not everything yet
+            raise RequestError(
+                "session_exists", f"sinks still write what session {session_id!r} was; try later"
+            )
         self._reserved.add(session_id)
         return session_id

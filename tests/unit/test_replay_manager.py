@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from contextlib import asynccontextmanager
 
 import pytest
@@ -14,10 +16,12 @@ from tardisd.market.span import Span
 from tardisd.market.time import HOUR, SECOND, parse_time
 from tardisd.plugins.exchange import Page
 from tardisd.plugins.sessions import SessionRequest
+from tardisd.plugins.sink import Sink, Writer
 from tardisd.replay.manager import SessionLimits
 from tardisd.state import SessionRecord, State
 from tardisd.testing.engine import run_engine
 from tardisd.testing.memory import MemoryStorage
+from tardisd.testing.sink import sink_context
 from tardisd.testing.ticks import random_candles, random_trades
 from tardisd.wall import wall_ns
 
@@ -135,6 +139,84 @@ def test_ended_sessions_are_kept_but_not_without_bound():
         assert kept == [f"s{number}" for number in range(6, 10)]
 
     run_engine(main, limits=SessionLimits(max_kept=4))
+
+
+def test_nothing_stays_of_a_session_that_is_forgotten():
+    async def main(engine):
+        series = await stored(engine, 10)
+        await engine.play(series, SPAN, speed="max", session_id="first")
+        await trio.sleep(1)
+        gone = weakref.ref(engine.sessions.get("first"))
+        before = trio.lowlevel.current_statistics().tasks_living
+        for number in range(50):
+            await engine.play(series, SPAN, speed="max", session_id=f"s{number}")
+        await trio.sleep(1)
+        gc.collect()
+        assert gone() is None
+        assert trio.lowlevel.current_statistics().tasks_living == before
+
+    run_engine(main, limits=SessionLimits(max_kept=1))
+
+
+class StuckSink(Sink, Writer):
+    """Takes nothing until it is let."""
+
+    name = "stuck"
+
+    def __init__(self):
+        super().__init__(Sink.Options(), sink_context(None))
+        self.let = trio.Event()
+
+    @asynccontextmanager
+    async def open(self, session):
+        yield self
+
+    async def write(self, block):
+        await self.let.wait()
+
+    async def notice(self, notice):
+        await self.let.wait()
+
+
+def test_an_id_stays_taken_while_sinks_write_what_it_was():
+    """Else two streams of one id would be written, and one session's end be taken for another's."""
+    sink = StuckSink()
+
+    async def main(engine):
+        series = await stored(engine, 10)
+        options = {"speed": "max", "session_id": "mine", "sinks": ("stuck",)}
+        session = await engine.create(series, SPAN, **options)
+        session.begin()
+        await session.ended.wait()
+        engine.sessions.remove("mine")
+        with pytest.raises(RequestError, match="sinks still write") as caught:
+            await engine.create(series, SPAN, **options)
+        assert caught.value.code == "session_exists"
+        assert engine.sessions.users_of(sink) == ["mine"]
+        sink.let.set()
+        await trio.sleep(1)
+        again = await engine.create(series, SPAN, **options)
+        again.begin()
+        await again.ended.wait()
+        await trio.sleep(1)
+        assert engine.sessions.get("mine") is again
+        assert not engine.sessions.users_of(sink)
+
+    run_engine(main, sinks={"stuck": sink})
+
+
+def test_a_session_removed_as_it_ends_does_not_come_back(tmp_path):
+    async def main(engine):
+        series = await stored(engine, 10)
+        (await engine.create(series, SPAN, session_id="mine")).stop()
+        engine.sessions.remove("mine")
+        await trio.sleep(1)
+        assert not list(engine.sessions.list())
+
+    run_engine(main, state=tmp_path / "state.db")
+    state = State(tmp_path / "state.db")
+    assert not list(state.sessions())
+    state.close()
 
 
 @pytest.mark.parametrize("ending", ["finished", "stopped"])
