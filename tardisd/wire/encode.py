@@ -164,7 +164,9 @@ def _forming_pieces(ticks: Ticks) -> Iterator[_Piece]:
 
 def _csv_pieces(ticks: Ticks) -> Iterator[_Piece]:
     events = Moments(ticks.ts_event)
-    yield Slot(events.datetime_text(b","), lambda grid, at: events.put_datetime(grid, at, b","))
+    # Blanks before a quote would make it part of the cell: here they come before the comma.
+    yield Slot(events.datetime_text(b" "), lambda grid, at: events.put_datetime(grid, at, b" "))
+    yield b","
     if ticks.schema.has_id:
         if ticks.ids is None:
             yield b","

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -188,3 +189,14 @@ def test_blocks_that_have_other_columns_name_them_right():
     assert [row.get("quote_volume") for row in made] == [7, None, None, None]
     assert [row.get("trades") for row in made] == [None, 7, None, None]
     assert [row.get("id") for row in made] == [None, None, "123456789012", "abcde"]
+
+
+def test_a_quoted_cell_of_csv_begins_right_after_its_comma():
+    """Readers take a quote for one only there; times of unequal precision are padded before it."""
+    ones = Decimals.of(["1", "1"])
+    ids, sides = np.array([b"a,b", b"c"]), np.zeros(2, np.uint8)
+    times = START + np.array([0, 1])
+    batch = Batch(TRADES, times, {"price": ones, "amount": ones}, ids, sides)
+    rows, _ = Encoder(Frame("csv")).encode(Ticks.of(batch), np.array([1, 2]))
+    lines = csv.reader(rows.tobytes().decode().splitlines())
+    assert [line[1].strip() for line in lines] == ["a,b", "c"]
