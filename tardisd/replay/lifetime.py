@@ -231,6 +231,8 @@ class Lifetime:
             while self._audience.unheard():
                 await self._time.changed()
         changed = await self._source.has_changed()
+        if self.request.loop and not course.progress.seq:
+            await trio.sleep(_EMPTY_LOOP_SECS)
         await course.until_end()  # it may have been paused meanwhile
         while self.request.loop and self._audience.owed():  # who blocks gets the round whole
             await self._time.changed()
@@ -239,8 +241,6 @@ class Lifetime:
         if not self.request.loop:
             self.finish("finished", data_changed=changed)
             return
-        if not course.progress.seq:
-            await trio.sleep(_EMPTY_LOOP_SECS)
         done = {"ticks": course.progress.ticks, "hash": course.progress.hexdigest()}
         last_seq = course.progress.seq
         self._replace(Position(self.request.start), "loop")

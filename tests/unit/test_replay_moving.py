@@ -251,6 +251,26 @@ def test_a_loop_begins_again_with_the_same():
     run_engine(main)
 
 
+def test_a_pause_holds_at_the_end_of_a_round_in_which_nothing_came():
+    async def main(engine):
+        await fill(engine)
+        session = await engine.create([TRADES], SPAN, speed="max", loop=True)
+        session.begin()
+        session.seek(SPAN.end)
+        await trio.sleep(0.05)
+        session.pause()
+        epoch = session.epoch
+        await trio.sleep(1)
+        assert (session.epoch, session.market()) == (epoch, SPAN.end)
+        session.change_speed(600.0)  # else it goes round and round before any time has passed
+        session.resume()
+        await trio.sleep(1)
+        assert session.epoch > epoch
+        session.stop()
+
+    run_engine(main)
+
+
 @pytest.mark.parametrize("speed", ["max", 60.0])
 def test_it_pauses_by_itself(speed):
     async def main(engine):
