@@ -179,7 +179,7 @@ class Timeline:
                     continue
                 wall = self._clock.wall(due)
                 if max_idle_secs is not None and wall - now > max_idle_secs:
-                    self._clock.anchor(self._earlier(due, max_idle_secs), now)
+                    self._clock.anchor(max(market, self._earlier(due, max_idle_secs)), now)
                     wall = self._clock.wall(due)
                 deadline = max(wall, earliest)
             await self.changed(deadline)

@@ -12,7 +12,7 @@ from tardisd.market.series import Series
 from tardisd.market.span import Span
 from tardisd.market.time import HOUR, MILLISECOND, MINUTE, SECOND, parse_time
 from tardisd.replay.manager import SessionLimits
-from tardisd.replay.timeline import Tuning
+from tardisd.replay.timeline import Timeline, Tuning
 from tardisd.testing.engine import run_engine
 from tardisd.testing.ticks import random_candles, random_trades
 
@@ -287,3 +287,16 @@ def test_it_says_how_fast_it_goes():
         assert (status["subscribers"], status["waiting_for"]) == (1, [])
 
     run_engine(main)
+
+
+async def test_no_speed_and_no_limit_of_idle_time_sets_time_back(autojump_clock):
+    """At such speeds the next moment a float can tell is farther away than the limit."""
+    autojump_clock.jump(1000)
+    time = Timeline(START, 1e300, Tuning())
+    time.run()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(time.until, START + HOUR, None, 1e-14)
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+            assert time.market() >= START
+    assert time.market() == START + HOUR
