@@ -267,7 +267,8 @@ class Source:
         async with self._merging(position) as feeds:
             while not feeds.done:
                 await feeds.fill()
-                release = feeds.window().release
+                window = await trio.to_thread.run_sync(feeds.window, limiter=self.workers.limiter)
+                release = window.release
                 low = int(release.searchsorted(position.release, "left"))
                 kept = np.concatenate([kept, release[low:]])
                 over = int(kept.searchsorted(until.release, "left"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +290,31 @@ def test_candles_that_are_built_are_analysed_when_they_are_finished():
 
 class MeanOfFive(Mean):
     warmup = 15 * MINUTE
+
+
+def test_to_step_back_does_not_work_in_the_event_loop():
+    """What lies before is read, merged and analyzed again: others' ticks must not wait for it."""
+    threads = set()
+
+    class Watched(MeanOfThree):
+        def update(self, batch):
+            threads.add(threading.get_ident())
+            return super().update(batch)
+
+    class Watching(Mean):
+        def start(self, request):
+            return Watched()
+
+    async def main(engine):
+        await fill(engine)
+        options = {"analyzers": ("a",), "speed": 1.0, "start_paused": True}
+        session = await engine.create([CANDLES, TRADES], SPAN, **options)
+        session.begin()
+        await session.step(50).wait()
+        notice = await session.step(-20).wait()
+        assert notice.fields["count"] == -20
+        session.stop()
+
+    run_engine(main, analyzers={"a": make(Watching)})
+    assert threads
+    assert threading.get_ident() not in threads
