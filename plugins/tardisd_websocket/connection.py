@@ -168,7 +168,10 @@ class Connection:
         if not follower.done.is_set():
             await self._frames.abort()
             raise trio.BrokenResourceError("the client does not read")
-        await self.close(TOO_SLOW, f"too slow; resume with {follower.token}")
+        if follower.dismissed:
+            await self.close(GOING_AWAY, f"restart; resume with {follower.token}")
+        else:
+            await self.close(TOO_SLOW, f"too slow; resume with {follower.token}")
 
     async def _heartbeat(self) -> None:
         """Ping; drop a client from which nothing at all comes back.

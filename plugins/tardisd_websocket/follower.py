@@ -12,7 +12,16 @@ import msgspec
 import trio
 
 from tardisd.plugins.requests import Delivery
-from tardisd.plugins.sessions import Block, Evicted, Notice, Resume, Rows, Session, Subscription
+from tardisd.plugins.sessions import (
+    Block,
+    Dismissed,
+    Evicted,
+    Notice,
+    Resume,
+    Rows,
+    Session,
+    Subscription,
+)
 from tardisd_websocket.stream import PIECE_BYTES, FrameStream, frame_header, text_frame
 
 MAX_TICKS = 1000  # in one `ticks` message
@@ -80,7 +89,7 @@ class Follower:
         self.session = session
         self.subscription = subscription
         self.sending = False
-        self.evicted = False
+        self.evicted = self.dismissed = False
         self.done = trio.Event()
         self._encode: Callable[[Block], Iterator[tuple[int, Parts]]] = (
             ticks_frames if delivery == "batch" else tick_frames
@@ -108,8 +117,8 @@ class Follower:
                 await self._write(await self.subscription.receive())
         except trio.EndOfChannel:
             pass
-        except Evicted:
-            self.evicted = True
+        except Evicted as error:
+            self.evicted, self.dismissed = True, isinstance(error, Dismissed)
         finally:
             self.subscription.close()
             self.done.set()

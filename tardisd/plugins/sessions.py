@@ -174,6 +174,10 @@ class Evicted(Exception):
     """Raised by Subscription.receive when a follower that was too slow has been cut off."""
 
 
+class Dismissed(Evicted):
+    """Raised by Subscription.receive when the session goes on with the daemon after this one."""
+
+
 class Session(Protocol):
     """One replay with its own clock. Verbs raise RequestError when they do not fit its state.
 

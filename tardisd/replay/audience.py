@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from tardisd.plugins.sessions import Notice, Speed, Subscription, WhenFull
+from tardisd.plugins.sessions import Dismissed, Notice, Speed, Subscription, WhenFull
 from tardisd.replay.block import SessionBlock
 from tardisd.replay.fanout import Follower, QueueLimits, Ties
 
@@ -117,7 +117,7 @@ class Audience:
     def dismiss(self, reason: str) -> None:
         """Cut all off: the session goes on, but not here and now."""
         for follower in [*self._present, *self._behind]:
-            follower.evict(reason)
+            follower.evict(reason, Dismissed)
 
     @property
     def drained(self) -> bool:

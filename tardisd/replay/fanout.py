@@ -89,7 +89,7 @@ class Follower:
         self._ticks = self._bytes = 0
         self._arrived = trio.Event()
         self._ended = False
-        self._evicted: str | None = None
+        self._evicted: Evicted | None = None
         self._cut_off = trio.Event()
 
     @property
@@ -234,9 +234,9 @@ class Follower:
             self.evict("too slow")
         self._arrived.set()
 
-    def evict(self, reason: str) -> None:
+    def evict(self, reason: str, kind: type[Evicted] = Evicted) -> None:
         """Cut the follower off; it learns so at its next receive."""
-        self._evicted = reason
+        self._evicted = kind(reason)
         self._cut_off.set()
         self._queue.clear()
         self._ticks = self._bytes = 0
@@ -261,7 +261,7 @@ class Follower:
                 self._ties.poke()
         while not self._queue or self.held is not None:
             if self._evicted is not None:
-                raise Evicted(self._evicted)
+                raise self._evicted
             if self._ended and self.held is None:
                 self._ties.leave(self)
                 raise trio.EndOfChannel

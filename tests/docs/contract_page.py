@@ -19,6 +19,7 @@ from tardisd.plugins.format import FileFormat, Layout, Sample
 from tardisd.plugins.host import Board, Host, Offer
 from tardisd.plugins.sessions import (
     Block,
+    Dismissed,
     Evicted,
     Notice,
     Resume,
@@ -48,6 +49,7 @@ PARTS = {
         Subscription,
         Resume,
         Stepping,
+        Dismissed,
         Evicted,
     ],
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from daemon_rig import Daemon
-from websocket_client import WebSocket
+from websocket_client import Closed, WebSocket
 
 SERIES = ["synthetic:BTC/USDT@candle_1m", "synthetic:BTC/USDT@trade"]
 SPAN = ["--from", "2024-03-01", "--to", "2024-03-01T06:00:00Z"]
@@ -97,6 +97,25 @@ def test_kills_in_the_middle_of_a_session_cost_nobody_anything(daemon: Daemon) -
     assert heard == truth
     proof = daemon.json("session", "verify", "d")
     assert (proof["equal"], proof["hash"]) == (True, truth[-1]["hash"])
+
+
+def test_who_follows_when_the_daemon_stops_is_told_where_to_go_on(daemon: Daemon) -> None:
+    client = daemon.websocket()
+    client.ask("create_session", series=SERIES[:1], session_id="d", durable=True, speed=600,
+               start_time="2024-03-01T00:00:00Z", end_time="2024-03-01T06:00:00Z")  # fmt: skip
+    seq = client.until_type("tick")["seq"]
+    daemon.process.terminate()
+    seqs = [seq]
+
+    def read_on() -> None:
+        while True:
+            seqs.append(client.get().get("seq", seqs[-1]))
+
+    with pytest.raises(Closed) as closed:
+        read_on()
+    assert closed.value.code == 1001
+    assert closed.value.reason == f"restart; resume with session=d epoch=1 seq={seqs[-1]}"
+    daemon.check_exit()
 
 
 def test_a_session_that_is_not_durable_has_been_stopped(daemon: Daemon) -> None:
