@@ -26,6 +26,7 @@ from hypercorn.utils import parse_socket_addr
 
 from tardisd.log import Log
 from tardisd.plugins.listening import tune
+from tardisd.plugins.sparing import SparingListener
 from tardisd.supervise import attempt, describe
 from tardisd_http.answers import error_body
 from tardisd_http.transport import WatchedStream
@@ -61,7 +62,7 @@ class Server:
         return len(self._streams)
 
     @asynccontextmanager
-    async def serving(self, listeners: list[trio.SocketListener]) -> AsyncIterator[None]:
+    async def serving(self, listeners: list[SparingListener]) -> AsyncIterator[None]:
         """Serve until left; then let answers that are under way finish, for a moment."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_after)

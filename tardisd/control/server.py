@@ -30,6 +30,7 @@ from tardisd.control.protocol import Lines, ProtocolError, Request
 from tardisd.control.services import Services
 from tardisd.errors import ConfigError, TardisError
 from tardisd.log import Log
+from tardisd.plugins.sparing import SparingListener
 from tardisd.supervise import describe, outcome
 
 MAX_CLIENTS = 64
@@ -69,7 +70,8 @@ async def serve_control(
                 clients.release_on_behalf_of(stream)
 
     with listening(path) as raw:
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(raw))
+        plain = trio.SocketListener(trio.socket.from_stdlib_socket(raw))
+        listener = SparingListener(plain, first=True)  # the owner is heard amid any crowd
         log.info("control listening", path=path)
         async with trio.open_nursery() as nursery:
             serve = partial(trio.serve_listeners, serve_client, [listener])

@@ -189,7 +189,9 @@ async def overlap(
                 await send.send(made[0])
 
     async def both() -> None:
-        async with trio.open_nursery() as nursery, receive:
+        # The channel closes last, when the other task is cancelled already: else that would raise
+        # an error of its own beside the one that ends both.
+        async with receive, trio.open_nursery() as nursery:
             nursery.start_soon(produce)
             async for item in receive:
                 await take(item)

@@ -15,6 +15,7 @@ from tardisd.errors import PluginError
 from tardisd.plugins.access import Access, is_loopback, normalise_origin, parse_listen
 from tardisd.plugins.base import Options
 from tardisd.plugins.secret import Secret
+from tardisd.plugins.sparing import SparingListener
 
 # Little in flight lets a pause reach a slow client soon; room for two pieces (the kernel doubles
 # what it is told) means that most of them go out without waiting.
@@ -64,11 +65,11 @@ class ListeningOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only
         return Access(self.token, frozenset(map(normalise_origin, self.allowed_origins)))
 
 
-async def open_listeners(listen: str) -> list[trio.SocketListener]:
+async def open_listeners(listen: str) -> list[SparingListener]:
     """Listen on `host:port`. Raises PluginError that says why it cannot be."""
     host, port = parse_listen(listen)
     try:
-        return await trio.open_tcp_listeners(port, host=host)
+        opened = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             advice = "another program uses it; stop that, or set another address in `listen`"
@@ -77,6 +78,7 @@ async def open_listeners(listen: str) -> list[trio.SocketListener]:
         else:
             advice = f"{(error.strerror or str(error)).lower()}; set another in `listen`"
         raise PluginError(f"cannot listen on {listen}: {advice}") from error
+    return [SparingListener(one) for one in opened]
 
 
 def tls_context(options: ListeningOptions) -> ssl.SSLContext | None:

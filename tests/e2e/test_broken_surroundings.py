@@ -198,6 +198,17 @@ def test_more_clients_than_files_may_be_open(folder: Path) -> None:
         crowd = [socket.create_connection(address, 30) for _ in range(200)]
         told = 'cannot accept clients error="too many open files;'
         wait_for(lambda: told in daemon.log, "the daemon to say so")
+        # Files are left for everything but more clients: reading, writing, and the owner's word.
+        done = daemon.json(
+            "data", "export", "binance:ETH/USDT@candle_1m",
+            "--from", "2024-03-01", "--to", "2024-04-01", "-o", folder / "eth.csv",
+        )  # fmt: skip
+        assert done["rows"] == ROWS
+        path = folder / "XRPUSDT-1m-2024-03-01.csv"
+        path.write_text(klines(ROWS))
+        daemon.load(path, "XRP/USDT", "candle_1m")
+        assert stored_rows(daemon) == ROWS
+        assert daemon.json("session", "list")[0]["status"] == "active"
         for one in crowd:
             one.close()
         assert len(witness.finish(daemon).ticks) == 1440

@@ -4,7 +4,9 @@ import gzip
 import io
 import os
 import random
+import threading
 import zipfile
+from collections.abc import Generator
 from decimal import Decimal
 
 import pytest
@@ -25,6 +27,7 @@ from import_rig import (
 )
 
 from tardisd.dumps import source, spool
+from tardisd.dumps.intake import overlap
 from tardisd.errors import DataError, StorageError
 from tardisd.market.series import Series
 from tardisd.market.span import Coverage, Span
@@ -532,3 +535,20 @@ async def test_a_descriptor_that_cannot_be_read_is_told(tmp_path):
             [("a.csv", file)], Series.parse(CANDLE), MemoryStorage(), FORMATS,
             covers=None, spool_dir=tmp_path, progress=lambda _: None,
         )  # fmt: skip
+
+
+async def test_what_ends_an_overlap_is_told_though_the_other_side_is_ready_just_then():
+    for _ in range(200):  # about every sixth time both threads report in the same round of the loop
+        both = threading.Barrier(2)
+
+        def items(both: threading.Barrier = both) -> Generator[int]:
+            yield 0
+            both.wait()
+            yield 1
+
+        async def take(item: int, both: threading.Barrier = both) -> None:
+            await trio.to_thread.run_sync(both.wait)
+            raise ValueError(item)
+
+        with pytest.raises(ValueError, match="0"):
+            await overlap(items(), take)
