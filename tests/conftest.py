@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # How long one example takes says more about the machine than about the code.
 settings.register_profile("tardisd", deadline=None)
 settings.load_profile("tardisd")
+
+# A shell that runs us in the background has us ignore Ctrl-C, and so would all that we start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest.register_assert_rewrite("tardisd.testing")  # a failing suite then says what it compared
 

@@ -23,6 +23,7 @@ from tardisd_sqlite.catalogue import Entry
 from tardisd_sqlite.chunks import Cell
 from tardisd_sqlite.codec import Codec
 from tardisd_sqlite.merge import CHUNK_ROWS, alike, merge
+from tardisd_sqlite.quarters import DayRecords
 
 _SMALL_ROWS = 128
 
@@ -36,13 +37,18 @@ class Change:
         self._series = series
         before = catalogue.find_or_add(connection, series)
         self.entry = replace(before, version=before.version + 1)
+        self._days = DayRecords(connection, codec, series, before.id)
 
     def append(self, page: Page, batch: Batch, stored_at: int) -> tuple[Appended, bool]:
         """Store the page, whose checked rows are `batch`; tell too whether anything changed.
 
         `stored_at` is the wall clock in ns. Raises DataError, StorageCorrupt.
         """
-        appended = self._insert(batch) if len(batch) else Appended()
+        appended = Appended()
+        if len(batch):
+            days = self._days.before(batch)
+            appended = self._insert(batch)
+            self._days.grow(days, appended)
         changed = bool(appended.added or appended.revised)
         covered = page.covered
         changed |= catalogue.cover(self._connection, self.entry.id, covered)
@@ -75,6 +81,7 @@ class Change:
             times = batch.ts_event
             if not (keep := (times < span.start) | (times >= span.end)).all():
                 self._rewrite([cell], batch[keep])
+        self._days.drop(span)
         gone = rows - self.entry.rows
         changed = bool(gone)
         changed |= catalogue.uncover(self._connection, self.entry.id, span)

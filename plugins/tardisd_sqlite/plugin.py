@@ -22,11 +22,12 @@ from tardisd.market.span import Coverage, Gap, Span
 from tardisd.plugins.base import Context, Options
 from tardisd.plugins.exchange import Page
 from tardisd.plugins.pages import check_page
-from tardisd.plugins.storage import Appended, Provenance, SeriesInfo, Storage
+from tardisd.plugins.storage import Appended, Provenance, Quarters, SeriesInfo, Storage
 from tardisd.wall import wall_ns
 from tardisd_sqlite import catalogue, chunks
 from tardisd_sqlite.access import Access, Handle
 from tardisd_sqlite.changes import Change
+from tardisd_sqlite.quarters import DayRecords
 
 
 class SqliteOptions(Options, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -212,6 +213,17 @@ class SqliteStorage(Storage[SqliteOptions]):
             return batch[end - 1 : end]
 
         return await self._access.read(look)
+
+    async def quarters(self, series: Series, span: Span) -> Quarters:
+        """Return what is kept of trades folded into quarter-hours."""
+
+        def look(handle: Handle) -> Quarters | None:
+            entry = catalogue.find(handle.connection, series)
+            if entry is None:
+                return None
+            return DayRecords(handle.connection, handle.codec, series, entry.id).read(span)
+
+        return await self._access.read(look) or await super().quarters(series, span)
 
     async def version(self, series: Series) -> int:
         """Return the series' version."""

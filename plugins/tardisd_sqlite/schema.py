@@ -106,7 +106,24 @@ def _make_catalogue(database: Database) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (_make_ticks, _make_catalogue)
+def _make_quarters(database: Database) -> None:
+    database.table("quarters").create(
+        {
+            "series_id": int,
+            "day_ts": int,
+            "last_ts": int,
+            "last_id": int,
+            "rows": int,
+            "data": bytes,
+            "checksum": int,
+        },
+        pk=("series_id", "day_ts"),
+        not_null={"last_ts", "rows", "data", "checksum"},
+        foreign_keys=[("series_id", "series", "id")],
+    )
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (_make_ticks, _make_catalogue, _make_quarters)
 VERSION = len(MIGRATIONS)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from tardisd.market.columns import Batch
+from tardisd.market.quarters import quarters_of
 from tardisd.market.series import Instrument, Series
 from tardisd.market.span import Coverage, Gap, Span
 from tardisd.market.time import MILLISECOND, format_time
@@ -70,6 +71,14 @@ class Provenance:
     source: str
     stored_at: int
     rows: Appended
+
+
+@dataclass(frozen=True, slots=True)
+class Quarters:
+    """Trades as candles of a quarter-hour, and of which time: there they are all that is stored."""
+
+    rows: Batch
+    known: Coverage
 
 
 def span_json(span: Span) -> dict[str, Any]:
@@ -149,6 +158,15 @@ class Storage(Plugin[OptionsT]):
         StorageError, also amid the block when the right was lost.
         """
         return nullcontext()
+
+    async def quarters(self, series: Series, span: Span) -> Quarters:
+        """Return what is kept of trades folded into quarter-hours (`market.quarters`), in `span`.
+
+        Optional: a storage that keeps none knows of no time, and the rows are read and folded.
+        What is known must be what folding all the stored rows of that time gives. The span, and
+        all that is known, begins and ends at quarter-hours.
+        """
+        return Quarters(Batch.empty(quarters_of(series)), Coverage())
 
     async def provenance(self, series: Series, limit: int) -> Sequence[Provenance]:
         """Return where the pages stored last came from, newest first, at most `limit`.

@@ -12,13 +12,13 @@ from typing import Any
 from tardisd.backfill.ledger import whole_candles
 from tardisd.errors import RequestError
 from tardisd.market.columns import Batch
+from tardisd.market.quarters import quarter
 from tardisd.market.series import DerivedSeries, Series
 from tardisd.market.span import Coverage, Span
 from tardisd.market.time import SECOND, Interval
 from tardisd.plugins.sessions import SessionRequest
 from tardisd.plugins.storage import Storage
 from tardisd.replay.derive import CandleBuilder
-from tardisd.replay.folds import quarter
 from tardisd.replay.stored import Material, has_rows, material, refuse_without_data
 
 _NAMED_IN_ERRORS = 8

@@ -1,7 +1,8 @@
 """Quarter-hours of trades, folded when a session first had to read them, kept for the next jump.
 
 Long candles made of trades would else have a seek read a month of them, each time. Knows nothing of
-candles that form, or of gaps; what is kept is a cache: all of it can be read again.
+candles that form, or of gaps; what is kept is a cache: all of it can be read again. Some storages
+fold trades as they store them; then those are not read at all.
 """
 
 from __future__ import annotations
@@ -14,22 +15,13 @@ import numpy as np
 import trio
 
 from tardisd.market.columns import Batch
-from tardisd.market.fold import as_candles, fold, starts_of
-from tardisd.market.series import DataType, Series
+from tardisd.market.quarters import in_quarters, joined, quarters_of
+from tardisd.market.series import Series
 from tardisd.market.span import Coverage, Span
-from tardisd.market.time import Interval
-from tardisd.plugins.storage import Storage
+from tardisd.plugins.storage import Quarters, Storage
 
-_QUARTER = DataType.parse("candle_15m")
 # A job in a thread costs as much as folding so many hundred rows.
 _GROUP_ROWS = 65536
-
-
-def quarter() -> Interval:
-    """Return the interval of what is kept."""
-    interval = _QUARTER.interval
-    assert interval is not None
-    return interval
 
 
 class Folds:
@@ -55,6 +47,8 @@ class Folds:
             kept = _Kept(source, version)
         kinds[source] = kept  # the last one is the one used last
         for part in kept.known.gaps(span):
+            kept.take(await storage.quarters(source, part))
+        for part in kept.known.gaps(span):
             await kept.read(storage, part, limiter)
         self._forget(kept)
         return kept.rows.within(span)
@@ -75,8 +69,12 @@ class _Kept:
         self.version = version
         self.known = Coverage()
         self._source = source
-        self._series = Series(source.exchange, source.symbol, _QUARTER)
-        self.rows = Batch.empty(self._series)
+        self.rows = Batch.empty(quarters_of(source))
+
+    def take(self, quarters: Quarters) -> None:
+        """Keep what the storage has folded by itself."""
+        for part in quarters.known:
+            self._add(part, quarters.rows.within(part))
 
     async def read(self, storage: Storage[Any], span: Span, limiter: trio.CapacityLimiter) -> None:
         """Read and fold a span. Whole quarter-hours stay known when it is cancelled amid that."""
@@ -116,7 +114,7 @@ class _Kept:
 
     def _folded(self, last: Batch, group: Sequence[Batch]) -> Batch:
         """Return one row for each quarter-hour; `last` is what there was of the first one."""
-        return _fold(Batch.concat([last, *(_fold(as_candles(b, self._series)) for b in group)]))
+        return joined([last, *map(in_quarters, group)])
 
     def _add(self, span: Span, rows: Batch) -> None:
         """Keep the rows of a span, but for what somebody else has added meanwhile."""
@@ -124,7 +122,3 @@ class _Kept:
             new, at = rows.within(part), int(np.searchsorted(self.rows.ts_event, part.start))
             self.rows = Batch.concat([self.rows[:at], new, self.rows[at:]])
             self.known = self.known.union(part)
-
-
-def _fold(rows: Batch) -> Batch:
-    return fold(rows, starts_of(rows.ts_event))

@@ -27,6 +27,7 @@ from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.series import Instrument, Series
 from tardisd.market.span import Coverage, Gap, Span
+from tardisd.market.time import DAY, HOUR
 from tardisd.plugins.exchange import Page
 from tardisd.plugins.storage import Appended, Storage
 from tardisd.testing.storage_appends import AppendSuite
@@ -38,6 +39,7 @@ from tardisd.testing.storage_pages import (
     TEXT_IDS,
     TRADES,
     between,
+    check_quarters,
     cut,
     page_with,
     read,
@@ -228,6 +230,32 @@ class StorageSuite(AppendSuite):
             assert list(await storage.list_series()) == []
             assert await storage.version(TRADES) > version  # never begins anew
 
+    @pytest.mark.parametrize("seed", range(4))
+    async def test_quarters_are_those_of_the_rows(self, tmp_path: Path, seed: int) -> None:
+        chance = random.Random(seed)
+        batch = random_trades(TRADES, 6000, START, seed, mean_gap_ms=60_000)
+        days = (batch.extent().end - START) // DAY + 1
+        async with self.storage(tmp_path) as storage:
+            at = 0
+            while at < len(batch):
+                upto = at + chance.choice([1, 40, 400, 1500])
+                await storage.append(TRADES, page_with(batch[at:upto]))
+                again = chance.random() < 0.2  # or some rows once more, or some that are missing
+                at = max(0, upto - chance.choice([1, 20])) if again else upto
+                if chance.random() < 0.3:
+                    at += chance.choice([1, 30])
+                await check_quarters(storage, TRADES, ALL_TIME)
+            for _ in range(6):
+                begin = START + chance.randrange(days) * DAY + chance.choice([0, HOUR])
+                span = Span(begin, begin + chance.choice([HOUR, DAY]))
+                if chance.random() < 0.5:
+                    await storage.delete(TRADES, span)
+                    await check_quarters(storage, TRADES, ALL_TIME)
+                if len(rows := batch.within(span)):
+                    await storage.append(TRADES, page_with(rows))
+                await check_quarters(storage, TRADES, ALL_TIME)
+                await check_quarters(storage, TRADES, Span(span.start, span.start + 2 * HOUR))
+
     @pytest.mark.parametrize("series", [TRADES, CANDLES, QUOTES, TEXT_IDS], ids=str)
     @pytest.mark.parametrize("seed", range(5))
     async def test_like_the_model(self, tmp_path: Path, series: Series, seed: int) -> None:
@@ -264,3 +292,4 @@ class StorageSuite(AppendSuite):
         assert ([] if last is None else rows_of(last)) == expected
         listed = {info.series: info.rows for info in await storage.list_series()}
         assert listed.get(series, 0) == len(model.rows)
+        await check_quarters(storage, series, ALL_TIME)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
+from tardisd.market.quarters import in_quarters
 from tardisd.market.series import Series
-from tardisd.market.span import Span
+from tardisd.market.span import Coverage, Span
 from tardisd.market.time import HOUR, MILLISECOND
 from tardisd.plugins.exchange import Page
 from tardisd.plugins.storage import Storage
@@ -49,3 +51,17 @@ def cut(batch: Batch, rows: int) -> list[Page]:
         for span in (Span(*marks[at : at + 2]) for at in range(len(marks) - 1))
         if span
     ]
+
+
+async def check_quarters(storage: Storage[Any], series: Series, span: Span) -> Coverage:
+    """Check that what a storage has folded is what folding its rows gives; return what it knows."""
+    found, rows = await storage.quarters(series, span), 0
+    for part in found.known:
+        expected, folded = in_quarters(await read(storage, series, part)), found.rows.within(part)
+        assert len(folded) == len(expected)
+        assert same_rows(folded, expected).all()
+        assert part.start in span
+        assert part.end <= span.end
+        rows += len(folded)
+    assert rows == len(found.rows)
+    return found.known

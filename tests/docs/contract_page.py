@@ -31,14 +31,14 @@ from tardisd.plugins.sessions import (
     Subscription,
 )
 from tardisd.plugins.sink import Sink, Writer
-from tardisd.plugins.storage import Appended, Provenance, SeriesInfo, Storage
+from tardisd.plugins.storage import Appended, Provenance, Quarters, SeriesInfo, Storage
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "contract.md"
 
 PARTS = {
     "Every plugin": [Plugin, Options, Context, Host, Board, Offer],
     "Exchanges": [Exchange, Availability, Page],
-    "Storages": [Storage, Appended, SeriesInfo, Provenance],
+    "Storages": [Storage, Appended, SeriesInfo, Provenance, Quarters],
     "Sinks": [Sink, Writer, Block, Rows, Notice],
     "Analyzers": [Analyzer, Analysis, Question, Answer],
     "File formats": [FileFormat, Sample, Layout],

@@ -203,7 +203,7 @@ async def test_a_slow_client_holds_the_session_up_and_gets_everything(tmp_path, 
 
 async def test_a_client_that_stopped_reading_is_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "FAREWELL_SECS", 0.3)
-    async with running(tmp_path, blocking(1)) as rig:
+    async with running(tmp_path, blocking(5)) as rig:
         await rig.create(session_id="s", **TRADED)
         raw = await rig.raw(STREAM % b"?when_full=block", receive_buffer=4096)
         assert status_of(await raw.receive_some(100)) == 200

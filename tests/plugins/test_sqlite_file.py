@@ -176,7 +176,7 @@ async def test_an_older_file_is_migrated(tmp_path):
         await storage.append(TRADES, page_with(batch))
     old = connect(tmp_path)
     tables = {table.name for table in Database(old).tables}
-    for table in ("gap", "provenance", "instrument"):  # what the second version brought
+    for table in ("gap", "provenance", "instrument", "quarters"):  # what later versions brought
         old.execute(f"DROP TABLE {table}")
         tables.remove(table)
     old.execute("PRAGMA user_version = 1")

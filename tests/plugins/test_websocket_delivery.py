@@ -251,7 +251,7 @@ async def test_a_slow_subscriber_is_sent_away_and_told_where_to_resume(tmp_path,
 
 async def test_a_client_that_stopped_reading_is_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(connection, "CLOSE_SECS", 0.3)
-    limits = SessionLimits(tuning=Tuning(limits=QueueLimits(max_block_secs=1)))
+    limits = SessionLimits(tuning=Tuning(limits=QueueLimits(max_block_secs=5)))
     async with running(tmp_path, limits) as rig, rig.client() as owner:
         stream = await rig.shaken(receive_buffer=4096)
         subscribe = b'{"type":"subscribe","session_id":"s","when_full":"block"}'

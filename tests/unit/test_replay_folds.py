@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tardisd.errors import StorageError
+from tardisd.market.check import same_rows
 from tardisd.market.columns import Batch
 from tardisd.market.decimals import Decimals
 from tardisd.market.series import Series
@@ -18,7 +19,10 @@ from tardisd.market.span import Coverage, Span
 from tardisd.market.time import DAY, HOUR, MILLISECOND, MINUTE, SECOND, parse_time
 from tardisd.replay.folds import Folds
 from tardisd.testing.engine import run_engine
+from tardisd.testing.exchange import suite_context
 from tardisd.testing.memory import MemoryStorage
+from tardisd.testing.storage_pages import page_with, read
+from tardisd_sqlite.plugin import SqliteOptions, SqliteStorage
 
 START = parse_time("2024-02-20T00:00:00Z")
 SPAN = Span(START, START + 70 * DAY)
@@ -203,3 +207,27 @@ def test_what_the_storage_says_comes_through():
             await Folds().rows(engine.storage, TRADES, span, trio.CapacityLimiter(1))
 
     run_engine(main, storage=Failing())
+
+
+async def test_what_the_storage_has_folded_is_not_read(tmp_path):
+    batch = trades()
+    storage, plain = SqliteStorage(SqliteOptions(), suite_context("m", tmp_path)), MemoryStorage()
+    span, limiter = Span(START, START + 60 * DAY), trio.CapacityLimiter(1)
+    async with storage.run():
+        for at in range(0, len(batch), 500):
+            await storage.append(TRADES, page_with(batch[at : at + 500]))
+        await storage.delete(TRADES, Span(START + 30 * DAY, START + 30 * DAY + HOUR))  # unknown now
+        rows = await read(storage, TRADES, SPAN)
+        await plain.append(TRADES, page_with(rows))
+        expected = await Folds().rows(plain, TRADES, span, limiter)
+        asked = list[Span]()
+
+        def reading(series, part):
+            asked.append(part)
+            return SqliteStorage.read(storage, series, part)
+
+        storage.read = reading
+        found = await Folds().rows(storage, TRADES, span, limiter)
+    assert len(found) == len(expected)
+    assert same_rows(found, expected).all()
+    assert asked == [Span(START + 30 * DAY, START + 31 * DAY)]
