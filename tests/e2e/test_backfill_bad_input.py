@@ -220,8 +220,8 @@ def test_a_clock_that_is_wrong_by_an_hour(tmp_path, by):
     assert bool(same_rows(found, truth.within(Span(*reach))).all())
 
 
-# No file of the daemon may be larger than a quarter of a megabyte: as if the disk were full then.
-SMALL_DISK = ("sh", "-c", 'ulimit -f 512 && exec "$0" "$@"')
+# No file of the daemon may be larger than half a megabyte: as if the disk were full then.
+SMALL_DISK = ("sh", "-c", 'ulimit -f 1024 && exec "$0" "$@"')
 
 
 @pytest.mark.parametrize("archives", ["never", "prefer"])
