@@ -121,7 +121,7 @@ class NewSession(InStorage, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_idle_secs: float | None = None
     lockstep: bool = False
     barrier: str | None = None
-    ack_timeout_secs: float = 30.0
+    ack_timeout_secs: float | None = None
     derive: list[str] = []
     forming: bool = False
     durable: bool = False

@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 from tardisd.errors import RequestError
 from tardisd.market.series import DataType, Series, Symbol
 from tardisd.market.time import MILLISECOND, Interval, parse_time
-from tardisd.plugins.sessions import OnGap, SessionRequest, Speed
+from tardisd.plugins.sessions import ACK_TIMEOUT_SECS, OnGap, SessionRequest, Speed
 
 MAX_SERIES = 1000
 DAY_MS = 86_400_000
@@ -66,7 +66,7 @@ class SessionForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_idle_secs: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
     lockstep: bool = False
     barrier: str | UnsetType = UNSET
-    ack_timeout_secs: Annotated[float, Meta(ge=0.1, le=3600)] = 30.0
+    ack_timeout_secs: Annotated[float, Meta(ge=0.1, le=3600)] | UnsetType = UNSET
     derive: list[str] = []
     forming: bool = False
     durable: bool = False
@@ -93,6 +93,9 @@ class SessionForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 raise bad_field("derive", f"{one} is not of candles; use {USE['derive']}")
         if self.forming and not derive:
             raise bad_field("forming", "is for candles that are built; name them in derive")
+        patience = self.ack_timeout_secs
+        if patience is not UNSET and not self.lockstep:
+            raise bad_field("ack_timeout_secs", "is for sessions in lockstep; add lockstep")
         return SessionRequest(
             series=self._all_series(bool(derive)),
             start=start,
@@ -111,7 +114,7 @@ class SessionForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             max_idle_secs=_given(self.max_idle_secs),
             lockstep=self.lockstep,
             barrier=self._barrier(),
-            ack_timeout_secs=self.ack_timeout_secs,
+            ack_timeout_secs=ACK_TIMEOUT_SECS if patience is UNSET else patience,
             derive=derive,
             forming=self.forming,
             durable=self.durable,

@@ -22,6 +22,8 @@ Speed = float | Literal["max"]
 WhenFull = Literal["block", "drop_oldest", "conflate", "disconnect"]
 OnGap = Literal["mark", "skip", "fail"]
 
+ACK_TIMEOUT_SECS = 30.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRequest:
@@ -51,7 +53,7 @@ class SessionRequest:
     max_idle_secs: float | None = None
     lockstep: bool = False
     barrier: Interval | None = None
-    ack_timeout_secs: float = 30.0
+    ack_timeout_secs: float = ACK_TIMEOUT_SECS
     derive: tuple[Series, ...] = ()
     forming: bool = False
     durable: bool = False

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TypeVar
 
 from tardisd.errors import RequestError
+from tardisd.plugins.session_form import SESSION_ID
 from tardisd.plugins.sessions import SessionRequest
 from tardisd.replay.clock import check_speed
 
 PluginT = TypeVar("PluginT")
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def check_request(request: SessionRequest, max_series: int) -> None:
@@ -28,7 +27,7 @@ def check_request(request: SessionRequest, max_series: int) -> None:
 
 def check_id(session_id: str) -> None:
     """Raise RequestError unless it can be the id of a session."""
-    if not _ID.fullmatch(session_id):
+    if not SESSION_ID.fullmatch(session_id):
         raise RequestError(
             "bad_request", "session_id: use 1 to 128 letters, digits, '.', '_', ':' or '-'"
         )

@@ -365,7 +365,7 @@ class SessionManager:
         return self._nursery
 
     def _storage(self, name: str | None) -> Storage[Any]:
-        return named(self._storages, "storage", name or self._default_storage)
+        return named(self._storages, "storage", self._default_storage if name is None else name)
 
     def _outlets(self, request: SessionRequest) -> Sequence[Outlet]:
         """Return the sinks and analyzers that a session is delivered to, by name."""

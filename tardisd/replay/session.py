@@ -147,7 +147,10 @@ class ReplaySession(Lifetime):
 
     def acknowledge(self, by: Subscription, epoch: int, seq: int) -> None:
         """Take note that a lockstep follower has dealt with everything up to `seq`."""
-        if epoch != self.epoch or not isinstance(by, Follower):
+        if epoch > self.epoch:
+            text = f"epoch: {epoch} has not begun; the session is in epoch {self.epoch}"
+            raise RequestError("bad_request", text)
+        if epoch < self.epoch or not isinstance(by, Follower):
             return  # of an epoch that is over: void
         if seq > self._course.progress.seq:
             raise RequestError(

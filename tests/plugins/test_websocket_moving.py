@@ -182,6 +182,8 @@ async def test_lockstep_waits_for_acks(rig):
                 assert status["seq"] == 3
                 error = await client.ask("ack", session_id="s", epoch=1, seq=4)
                 assert error["code"] == "bad_request"
+                error = await client.ask("ack", session_id="s", epoch=2, seq=1)
+                assert (error["code"], error["message"][:6]) == ("bad_request", "epoch:")
                 assert (await watcher.ask("ack", session_id="t", epoch=1, seq=1))["type"]
             await client.send("ack", session_id="s", epoch=1, seq=number)
         assert (await client.get())["type"] == "end"

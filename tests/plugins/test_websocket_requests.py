@@ -158,13 +158,14 @@ WRONG = [
     (changed(publish_delay_ms=0.5), "bad_request", "publish_delay_ms"),
     (changed(ephemeral=1), "bad_request", "ephemeral"),
     (changed(storage="nowhere"), "bad_request", "storage"),
+    (changed(storage=""), "bad_request", "storage"),
     *(
         (changed(**{name: value}), "bad_request", name)
         for name, value in [
             *(("loop", 1), ("loop", None), ("until", DAY["start_time"]), ("until", "soon")),
             *(("max_idle_secs", 0), ("lockstep", "yes"), ("barrier", "1m"), ("forming", True)),
             *(("durable", 1), ("derive", ["binance:BTC/USDT@trade"]), ("derive", "x")),
-            ("ack_timeout_secs", 0),
+            *(("ack_timeout_secs", 0), ("ack_timeout_secs", 5)),
         ]
     ),
     (changed(surprise=1), "bad_request", "surprise"),
