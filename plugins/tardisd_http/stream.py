@@ -10,7 +10,7 @@ import msgspec
 import trio
 from starlette.responses import Response
 
-from tardisd.plugins.sessions import Block, Evicted, Notice, Subscription
+from tardisd.plugins.sessions import Block, Dismissed, Evicted, Notice, Subscription
 from tardisd_http.answers import error_body, message_of
 from tardisd_http.transport import WatchedStream
 
@@ -18,6 +18,13 @@ NDJSON = "application/x-ndjson"
 FORM = "ndjson"
 PIECE_BYTES = 240 * 1024
 FAREWELL_SECS = 5.0
+_WHY = {
+    False: ("too_slow", "too slow; go on after the last line with epoch and from_seq"),
+    True: (
+        "stopping",
+        "the daemon stops; go on with the next one, after the last line, with epoch and from_seq",
+    ),
+}
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -77,7 +84,7 @@ class SessionStream(Response):
 
         await put(_line(self._first))
         try:
-            while not self._evicted:
+            while True:  # who was cut off in the middle of a block learns it at the next `receive`
                 item = await self._subscription.receive()
                 if isinstance(item, Notice):
                     await put(_line(message_of(self._session_id, item)))
@@ -85,11 +92,10 @@ class SessionStream(Response):
                     await self._deliver(item, put_piece)
         except trio.EndOfChannel:
             pass
-        except Evicted:
+        except Evicted as error:
             self._evicted = True
-        if self._evicted:
-            text = "too slow; go on after the last line with epoch and from_seq"
-            await put(error_body("too_slow", text, session_id=self._session_id))
+            code, text = _WHY[isinstance(error, Dismissed)]
+            await put(error_body(code, text, session_id=self._session_id))
         await send({"type": "http.response.body"})
 
     async def _deliver(self, block: Block, put: Callable[[memoryview], Awaitable[None]]) -> None:

@@ -13,7 +13,7 @@ from msgspec import UNSET
 from tardisd.errors import RequestError, TardisError
 from tardisd.plugins.host import Host
 from tardisd.plugins.requests import Delivery, Quota, runs
-from tardisd.plugins.sessions import Notice, Resume, Session, Sessions, WhenFull
+from tardisd.plugins.sessions import Notice, Resume, Session, Sessions, Subscription, WhenFull
 from tardisd.wall import wall_ms
 from tardisd_websocket import messages
 from tardisd_websocket.decoding import error_message
@@ -162,19 +162,27 @@ class Requests:
         verb: Callable[[Session], Callable[[Any, Any], Notice]],
     ) -> None:
         session = self._sessions.get(session_id)
-        follower = self.followers.get(session_id)
-        if follower is not None:
+        if (asker := self._listening(session_id)) is not None:
             # The reply comes through the subscription, in its place among the ticks.
-            verb(session)(follower.subscription, request.request_id)
+            verb(session)(asker, request.request_id)
             return
         notice = verb(session)(None, None).answering(request.request_id)
         await self._send(notice_frame(session.session_id, notice))
 
+    def _listening(self, session_id: str) -> Subscription | None:
+        """Return the subscription that a reply can come through, if there is one.
+
+        One that ended with an `error` may still be sending what it has, but hears of nothing new.
+        """
+        follower = self.followers.get(session_id)
+        if follower is None or not follower.subscription.is_open:
+            return None
+        return follower.subscription
+
     def _step(self, request: messages.Step) -> None:
         """Begin a step; a task waits for its end, so that other requests can come meanwhile."""
         session = self._sessions.get(request.session_id)
-        follower = self.followers.get(request.session_id)
-        by = None if follower is None else follower.subscription
+        by = self._listening(request.session_id)
         stepping = session.step(request.count, by, request.request_id)
 
         async def tell() -> None:

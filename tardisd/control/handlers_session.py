@@ -24,7 +24,7 @@ from tardisd.control.services import Services
 from tardisd.errors import RequestError
 from tardisd.market.time import MILLISECOND
 from tardisd.plugins.session_form import SessionForm, time_field
-from tardisd.plugins.sessions import Block, Evicted, Notice, SessionRequest
+from tardisd.plugins.sessions import Block, Dismissed, Evicted, Notice, SessionRequest
 from tardisd.wall import wall_ns
 
 # A watcher looks at so many ticks a second at most; it misses the others, the session none.
@@ -146,6 +146,9 @@ class SessionMethods:
                     await trio.sleep(len(item) / WATCHED_TICKS_PER_SEC)
         except trio.EndOfChannel:
             return end
+        except Dismissed:
+            text = f"the daemon stops; {session.session_id} goes on with the next one"
+            raise RequestError("stopping", text) from None
         except Evicted:
             text = f"the watcher of {session.session_id} was too slow and was cut off"
             raise RequestError("too_slow", text) from None

@@ -131,6 +131,13 @@ class Rows(Protocol):
 class Subscription(Protocol):
     """One follower's place in a session; leave it by closing."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it hears of what comes from now on: not when it was left, cut off or has ended.
+
+        It may then still have something to receive, but no replies.
+        """
+
     async def receive(self) -> Block | Notice:
         """Return what comes next, waiting for it. Raises trio.EndOfChannel after `end`.
 

@@ -108,6 +108,11 @@ class Follower:
         )
 
     @property
+    def is_open(self) -> bool:
+        """Whether it hears of what comes from now on."""
+        return not self._ended and self._evicted is None
+
+    @property
     def is_idle(self) -> bool:
         """Whether it has received all and dealt with it."""
         return not (self._queue or self._dealing)
@@ -179,11 +184,9 @@ class Follower:
         self._ticks = self._bytes = 0
 
     def go_round(self) -> None:
-        """Begin another epoch behind what is queued of the one that is over.
-
-        One that need not have all, and is many rounds behind, begins with the new one.
-        """
-        if self.policy in {"drop_oldest", "conflate"} and len(self._queue) > self._many_items:
+        """Begin another epoch behind what is queued; if that is much and not owed, without it."""
+        many = self._limits.most_items // 2
+        if self.policy in {"drop_oldest", "conflate"} and len(self._queue) > many:
             self.void()
         self._number_anew()
 
@@ -197,10 +200,6 @@ class Follower:
             self.evict("the round that it was catching up with is over")
         else:
             self.notify(_skipped(had + 1, last_seq))
-
-    @property
-    def _many_items(self) -> int:
-        return self._limits.most_items // 2
 
     def _number_anew(self) -> None:
         self.last_seq = self.heard_seq = self.barrier_seq = self.acknowledged = 0

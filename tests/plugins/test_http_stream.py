@@ -334,6 +334,31 @@ async def test_the_end_reaches_streams_when_the_daemon_stops(tmp_path):
         assert told["code"] == "wrong_state"
 
 
+@pytest.mark.parametrize("reads", [True, False])
+async def test_streams_of_a_durable_session_learn_that_the_daemon_stops(
+    tmp_path, reads, monkeypatch
+):
+    monkeypatch.setattr(stream, "FAREWELL_SECS", 100)
+    async with running(tmp_path, blocking(100_000)) as rig:
+        await rig.create(session_id="s", durable=True, **TRADED)
+        raw = await rig.raw(STREAM % b"", receive_buffer=4096)
+        data = await raw.receive_some(1000)
+        if not reads:  # it is in the middle of a block then
+            await rig.ask("POST", "/api/replay/s/resume")
+            while not rig.sessions.get("s").status()["waiting_for"]:
+                await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.sessions.end_all)
+            with trio.fail_after(100):
+                while not data.endswith(b"\r\n0\r\n\r\n"):
+                    data += await raw.receive_some(65536)
+        lines = [json.loads(line) for line in unchunked(data).splitlines()]
+        assert (lines[-1]["type"], lines[-1]["code"]) == ("error", "stopping")
+        seqs = [line["seq"] for line in lines if "channel" in line]
+        assert seqs == list(range(1, len(seqs) + 1))
+        assert bool(seqs) is not reads
+
+
 async def test_a_paused_stream_stays_open(tmp_path, mock_clock):
     async with running(tmp_path) as rig:
         await rig.create(session_id="s", speed=1)

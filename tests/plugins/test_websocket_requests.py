@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
+import trio
+import trio.testing
 from websocket_rig import CANDLE_COUNT, DAY, running
 
 import tardisd
+from tardisd.instances import DaemonHost
+from tardisd.plugins.requests import Quota
+from tardisd_websocket import messages
+from tardisd_websocket.requests import Requests
 
 BTC = {"exchange": "binance", "symbol": "BTC/USDT"}
 CREATE = {"type": "create_session", **BTC, **DAY}
@@ -420,3 +427,30 @@ async def test_too_many_sessions(tmp_path):
         await client.send("stop", session_id="a")
         await client.until("end")
         assert (await client.create())["type"] == "session_created"
+
+
+async def test_verbs_are_answered_though_the_subscription_has_just_ended(rig, nursery):
+    """As when what was missed cannot be had, and its `error` is still on its way."""
+    sent = []
+
+    async def send(frame):
+        sent.append(json.loads(frame[frame.index(b"{") :]))
+
+    requests = Requests(
+        "c", rig.sessions, DaemonHost({}, None), Quota(rig.sessions, 10), None, send,
+        lambda follower: None, nursery.start_soon,
+    )  # fmt: skip
+    created = msgspec.convert({**CREATE, **BTC, "session_id": "s"}, messages.CreateSession)
+    await requests.answer(created)
+    requests.followers["s"].subscription.fail(ValueError("gone"), "what was missed")
+    for number, (kind, fields) in enumerate(
+        [("pause", {}), ("step", {"count": 0}), ("seek", {"by": 0}), ("resume", {}), ("stop", {})]
+    ):
+        text = json.dumps({"type": kind, "id": number, "session_id": "s", **fields})
+        await requests.answer(msgspec.json.decode(text, type=messages.SUPPORTED[kind]))
+        with trio.fail_after(30):
+            while sent[-1].get("id") != number:
+                await trio.testing.wait_all_tasks_blocked()
+    assert [message["type"] for message in sent] == [
+        *("session_created", "paused", "stepped", "sought", "resumed", "stopped")
+    ]
