@@ -281,8 +281,9 @@ def _draw_proof(result: Mapping[str, Any]) -> None:
 def session_watch(control: Control, session_id: str, lines: bool) -> None:
     """Play a session on the terminal until it ends: chart, clock, speed, and keys to steer it.
 
-    Elsewhere, or with --lines, its ticks and what happens to it are printed as lines. A fast
-    session shows a part of its ticks; it is never slowed down.
+    Elsewhere, or with --lines, its ticks and what happens to it are printed as lines; with --json
+    only its end, when it is over. A fast session shows a part of its ticks; it is never slowed
+    down.
     """
     # A dumb terminal cannot move the cursor: nothing at all would be drawn on it.
     plain = lines or control.as_json or os.environ.get("TERM") in {"dumb", "unknown"}

@@ -18,11 +18,58 @@ from tardisd.market.time import MILLISECOND, format_time, parse_duration, parse_
 
 KEYS = (
     "keys: space pause/resume   ← → step when paused, else seek   ↑ faster   ↓ slower"
-    "   g go to   q quit"
+    "   g go to   tab chart   q quit"
 )
 _SEEK_SECS = 10.0  # of wall time at the session's speed
 _FRAME_SECS = 0.1
 _LETTERS = frozenset("0123456789-:TtZz.+ dhmsw")
+
+
+class Steps:
+    """Steps that were asked for, made one after the other by a thread with its own connection.
+
+    A step takes as long as the slowest client that blocks; the player goes on meanwhile.
+    """
+
+    def __init__(self, path: Path, session_id: str, picture: Picture) -> None:
+        self._path = path
+        self._session_id = session_id
+        self._picture = picture
+        self._wanted = 0
+        self._busy = False
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """Ask for steps, forward or back; those that wait for others are made together."""
+        with self._lock:
+            self._wanted += count
+            if self._busy:
+                return
+            self._busy = True
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def forget(self) -> None:
+        """Drop those that have not begun: something else is wanted now."""
+        with self._lock:
+            self._wanted = 0
+
+    def _take(self) -> int:
+        with self._lock:
+            count, self._wanted = self._wanted, 0
+            self._busy = count != 0
+        return count
+
+    def _run(self) -> None:
+        try:
+            with ControlClient(self._path) as client:
+                while count := self._take():
+                    params = {"session_id": self._session_id, "count": count}
+                    client.call("session.step", params)
+                    self._picture.notice = ""
+        except (ControlError, OSError) as error:
+            with self._lock:
+                self._wanted, self._busy = 0, False
+            self._picture.notice = str(error)
 
 
 class Player:
@@ -33,9 +80,11 @@ class Player:
         self.typed: str | None = None
         self._client = client
         self._session_id = session_id
+        self._steps = Steps(client.path, session_id, picture)
 
     def _ask(self, verb: str, **params: Any) -> None:
         """Ask the daemon; what it refuses is shown, and the player goes on."""
+        self._steps.forget()
         try:
             self._client.call(f"session.{verb}", {"session_id": self._session_id, **params})
             self.picture.notice = ""
@@ -64,11 +113,13 @@ class Player:
         elif key in ("left", "right"):
             sign = 1 if key == "right" else -1
             if paused:
-                self._ask("step", count=sign)
+                self._steps.add(sign)
             else:
                 self._ask("seek", by=sign * self._stride())
         elif key == "g":
             self.typed = ""
+        elif key == "\t":
+            self.picture.chart_next()
         return True
 
     def _stride(self) -> int:

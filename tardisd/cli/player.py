@@ -1,4 +1,4 @@
-"""A session on the terminal: a table of symbols, a price chart, the clock, and keys.
+"""A session on the terminal: a table of series, the chart of one, the clock, and keys.
 
 It draws what a watcher is told and asks nothing of the daemon itself; on something that is not a
 terminal it prints a line a second instead.
@@ -11,34 +11,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tardisd.market.time import MILLISECOND, format_time
+from tardisd.market.time import MILLISECOND, Interval, format_time
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 CHART_WIDTH, CHART_HEIGHT = 64, 10
+MOST_ROWS = 12
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 SPEEDS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 100, 300, 1000, 3000, 10_000, 100_000)
 
 
 @dataclass
-class Quote:
-    """What is known of one symbol: floats, for the eye only."""
+class Track:
+    """What is known of one series: floats, for the eye only."""
 
+    symbol: str
     first: float = 0.0
     last: float = 0.0
-    trades: int = 0
+    ticks: int = 0
     volume: float = 0.0
-    closes: deque[float] = field(default_factory=lambda: deque(maxlen=CHART_WIDTH))
-    #: The last price of each stretch of time in which there were trades: (stretch, price).
+    #: What is charted: closes of candles, or of each stretch of time the last price of a trade.
     trail: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=CHART_WIDTH))
 
 
 class Picture:
-    """The state of a session as its watcher sees it."""
+    """The state of a session as its watcher sees it; `charted` is the series that was chosen."""
 
     def __init__(self) -> None:
-        self.quotes: dict[str, Quote] = {}
+        self.tracks: dict[str, Track] = {}
+        self.charted: str | None = None
         self.status: Mapping[str, Any] = {}
         self.notice = ""
         self.ended = False
@@ -53,7 +55,7 @@ class Picture:
             if params["type"] == "gap":
                 self.notice = f"gap in {params['series']}: {params['cause']}"
             elif params["type"] == "reset":
-                self.quotes.clear()
+                self.tracks.clear()
             elif params["type"] == "snapshot":
                 for tick in params["data"]:
                     self._tick(tick)
@@ -61,24 +63,25 @@ class Picture:
                 self.notice = str(params.get("content", ""))[:100]
 
     def _tick(self, tick: Mapping[str, Any]) -> None:
-        if "value" in tick:  # an indicator has no price
+        if "close" not in tick and "price" not in tick:  # such as an indicator
             return
-        quote = self.quotes.setdefault(tick["symbol"], Quote())
+        name = f"{tick['exchange']}:{tick['symbol']}@{tick['channel']}"
+        track = self.tracks.setdefault(name, Track(tick["symbol"]))
         price = tick["close"] if "close" in tick else tick["price"]
-        quote.first = quote.first or price
-        if "close" in tick:
-            if not tick.get("closed", True):
-                return
-            quote.closes.append(price)
-            quote.volume += tick["volume"]
-        else:
-            quote.last = price
-            quote.trades += 1
-            stretch = int(tick["timestamp"]) // self._stretch()
-            if quote.trail and quote.trail[-1][0] == stretch:
-                quote.trail.pop()
-            quote.trail.append((stretch, price))
-        quote.last = quote.last or price
+        track.first = track.first or price
+        track.last = price
+        stretch = int(tick["timestamp"])
+        if "close" not in tick:
+            stretch //= self._stretch()
+            track.volume += tick["amount"]
+        elif tick.get("closed", True):
+            track.volume += tick["volume"]
+        else:  # it still forms
+            return
+        track.ticks += 1
+        if track.trail and track.trail[-1][0] == stretch:
+            track.trail.pop()
+        track.trail.append((stretch, price))
 
     def _stretch(self) -> int:
         """Return how many ms of market time a column of a chart of trades stands for."""
@@ -87,6 +90,13 @@ class Picture:
             return max(1, round(speed * 1000))  # a column each second
         span = int(self.status.get("end_time", 0)) - int(self.status.get("start_time", 0))
         return max(1, span // CHART_WIDTH)
+
+    def chart_next(self) -> None:
+        """Choose the next series to chart."""
+        names = sorted(self.tracks, key=_rank)
+        if names:
+            at = names.index(self.charted) if self.charted in names else 0
+            self.charted = names[(at + 1) % len(names)]
 
     def clock(self) -> str:
         """Return market time as text, to the second."""
@@ -103,8 +113,17 @@ class Picture:
 
     def line(self) -> str:
         """Return the state as one line."""
-        prices = "  ".join(f"{name} {_price(q.last)}" for name, q in sorted(self.quotes.items()))
-        return f"{self.clock()}Z  {self.pace()}  {self.status.get('seq', 0)} ticks  {prices}"
+        prices = {track.symbol: track.last for _, track in sorted(self.tracks.items())}
+        shown = "  ".join(f"{name} {_price(last)}" for name, last in sorted(prices.items()))
+        return f"{self.clock()}Z  {self.pace()}  {self.status.get('seq', 0)} ticks  {shown}"
+
+
+def _rank(name: str) -> tuple[str, bool, int, str]:
+    """Return what series are sorted by: venue and symbol, shorter candles first, trades last."""
+    of, _, channel = name.partition("@")
+    kind, _, interval = channel.partition("_")
+    length = Interval.parse(interval).nominal_ns if kind == "candle" else 0
+    return of, kind != "candle", length, channel
 
 
 def _price(value: float) -> str:
@@ -142,26 +161,31 @@ def draw(picture: Picture, title: str, footer: str) -> Group:
         (f"  {picture.status.get('seq', 0):,} ticks", "dim"),
         (f"  {picture.notice}", "yellow"),
     )
+    tracks = dict(picture.tracks)  # another thread goes on with it
+    names = sorted(tracks, key=_rank)
+    charted = picture.charted if picture.charted in names else next(iter(names), None)
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
-    for name in ("symbol", "last", "change", "trades seen", "volume"):
-        table.add_column(name, justify="left" if name == "symbol" else "right", min_width=11)
-    for name, quote in sorted(picture.quotes.items()):
-        change = (quote.last / quote.first - 1) * 100 if quote.first else 0.0
-        color = "green" if change >= 0 else "red"
+    for name in ("series", "last", "change", "ticks seen", "volume"):
+        table.add_column(name, justify="left" if name == "series" else "right", min_width=11)
+    at = max(0, names.index(charted) + 1 - MOST_ROWS) if charted else 0
+    for name in names[at : at + MOST_ROWS]:
+        track = tracks[name]
+        change = (track.last / track.first - 1) * 100 if track.first else 0.0
         table.add_row(
-            name,
-            _price(quote.last),
-            Text(f"{change:+.2f} %", style=color),
-            f"{quote.trades:,}",
-            f"{quote.volume:,.4f}",
+            Text(name, style="bold" if name == charted else ""),
+            _price(track.last),
+            Text(f"{change:+.2f} %", style="green" if change >= 0 else "red"),
+            f"{track.ticks:,}",
+            f"{track.volume:,.4f}",
         )
     parts: list[Any] = [head, table]
-    for name, quote in sorted(picture.quotes.items())[:1]:
-        kind, prices = "candle closes", list(quote.closes)
-        if not prices and quote.trail:
-            kind, prices = "trades", [price for _, price in list(quote.trail)]
-        body = Text("\n".join(chart(prices)), style="cyan", no_wrap=True)
-        parts.append(Panel(body, title=f"{name} {kind}", title_align="left", width=84))
+    if len(names) > MOST_ROWS:
+        parts.append(Text(f"{MOST_ROWS} of {len(names)} series", style="dim"))
+    if charted is not None:
+        kind = "closes" if "@candle" in charted else "prices"
+        body = "\n".join(chart([price for _, price in list(tracks[charted].trail)]))
+        panel = Text(body, style="cyan", no_wrap=True)
+        parts.append(Panel(panel, title=f"{charted} {kind}", title_align="left", width=84))
     parts.append(Text(footer, style="dim"))
     return Group(Text(title, style="bold"), *parts)
 

@@ -22,6 +22,10 @@ plugin = "sqlite"
 [exchanges.synthetic]
 plugin = "synthetic"
 gaps = false
+
+[sinks.ws]
+plugin = "websocket"
+listen = "127.0.0.1:0"
 """
 
 
@@ -41,7 +45,7 @@ def test_the_keys_of_the_player(daemon: Daemon) -> None:
     with terminal(command, {**ENVIRON, "TERM": "xterm-256color"}) as screen:
         screen.until("session s", "paused", "2024-03-01 00:00:00", "g go to")
         screen.press("\x1b[C")
-        screen.until("00:01:00 UTC", "1 ticks", "candle closes")
+        screen.until("00:01:00 UTC", "1 ticks", "candle_1m closes")
         screen.press("\x1b[C\x1b[C")
         screen.until("00:03:00 UTC", "3 ticks")
         screen.press("\x1b[D")
@@ -93,3 +97,28 @@ def test_the_player_ends_with_the_session_and_names_one_that_is_not_there(daemon
     with terminal([*command, "s"], {**environ, "TERM": "dumb"}) as screen:
         screen.until("-- end")
         assert screen.process.wait(60) == 0
+
+
+def test_the_player_goes_on_while_a_step_waits_for_somebody(daemon: Daemon) -> None:
+    with daemon.websocket() as client:
+        span = {"start_time": "2024-03-01T00:00:00Z", "end_time": "2024-03-02T00:00:00Z"}
+        paused = {"session_id": "s", "start_paused": True, "lockstep": True}
+        client.ask("create_session", exchange="synthetic", symbol="BTC/USDT", **span, **paused)
+        command = [PROGRAMS / "tardisctl", "--socket", daemon.socket, "session", "watch", "s"]
+        with terminal(command, {**ENVIRON, "TERM": "xterm-256color"}) as screen:
+            screen.until("paused", "g go to")
+            screen.press("\x1b[C" * 3)  # the second one needs a word from the client
+            screen.until("  1 ticks")
+            screen.press("g12")
+            screen.until("12▏")
+            screen.press("\x1b")
+            screen.until("g go to")
+            barrier = client.until_type("barrier")
+            client.send("ack", session_id="s", epoch=1, seq=barrier["seq"])
+            screen.until("  2 ticks")
+            screen.press(" ")  # ends the step
+            screen.until("active")
+            screen.press("\t")
+            screen.until("candle_1m closes")
+            screen.press("q")
+            screen.check_end()
