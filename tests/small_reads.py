@@ -23,7 +23,8 @@ class SmallReads(MemoryStorage):
 
     def hold(self):
         """Give nothing from now on."""
-        self._let = self._let or trio.Event()
+        if self._let is None:
+            self._let = trio.Event()
 
     def let(self):
         """Give rows again."""

@@ -191,9 +191,8 @@ def run_engine(
     async def run() -> T:
         async with engine_running(
             storage=storage, sinks=sinks, analyzers=analyzers, limits=limits, state=state
-        ) as engine:
-            async with virtual_time(clock, engine.sessions.limiter, *limiters):
-                return await main(engine)
+        ) as engine, virtual_time(clock, engine.sessions.limiter, *limiters):
+            return await main(engine)
 
     try:
         return trio.run(run, clock=clock)
