@@ -201,6 +201,10 @@ def is_paused(machine):
     return is_open(machine) and machine.model.low.paused
 
 
+def is_running(machine):
+    return is_open(machine) and not machine.model.low.paused
+
+
 class Replay(RuleBasedStateMachine):
     """A session, its followers, and the model of it."""
 
@@ -209,7 +213,7 @@ class Replay(RuleBasedStateMachine):
         self.storage = SmallReads(7)
         # So that who comes back is soon served from the storage, and not always from its begin.
         self.patches = [
-            mock.patch.object(position, "RECENT_TICKS", 12),
+            mock.patch.object(position, "RECENT_TICKS", 5),
             mock.patch.object(position, "CHECKPOINT_TICKS", 20),
         ]
         for patch in self.patches:
@@ -252,6 +256,9 @@ class Replay(RuleBasedStateMachine):
         model.see(market, session.epoch, seq, name == "paused", session.has_ended, self.is_held)
         if self.steps is not None and self.steps[0]._done.is_set():
             await self.check_steps()
+        for queue in status["queues"]:
+            if queue["when_full"] == "block":  # the session waits for those that block
+                assert queue["queued_ticks"] < 16 + 8
         if self.is_held or self.going_back is not None:
             return
         for client in self.clients:
@@ -328,6 +335,12 @@ class Replay(RuleBasedStateMachine):
     @rule(secs=st.sampled_from([0.0005, 0.5, 1.0, 7.0, 19.7, 59.0]) | st.floats(0.001, 30))
     def wait(self, secs):
         self.act(None, secs=secs)
+
+    @precondition(is_running)
+    @rule(minutes=st.integers(1, 8) | st.floats(0.01, 3))
+    def pass_market_time(self, minutes):
+        speed = self.model.speed
+        self.act(None, secs=1.0 if speed == "max" else minutes * 60 / speed)
 
     @rule()
     def pause(self):
@@ -528,8 +541,8 @@ def trio_call(function, *arguments):
 
 
 Replay.TestCase.settings = settings(
-    max_examples=2000 if CHAOS else 40,
-    stateful_step_count=50 if CHAOS else 25,
+    max_examples=2000 if CHAOS else 50,
+    stateful_step_count=60 if CHAOS else 30,
     suppress_health_check=list(HealthCheck),
 )
 TestReplay = Replay.TestCase
