@@ -189,9 +189,12 @@ def run_engine(
     clock = MockClock()
 
     async def run() -> T:
-        async with engine_running(
-            storage=storage, sinks=sinks, analyzers=analyzers, limits=limits, state=state
-        ) as engine, virtual_time(clock, engine.sessions.limiter, *limiters):
+        async with (
+            engine_running(
+                storage=storage, sinks=sinks, analyzers=analyzers, limits=limits, state=state
+            ) as engine,
+            virtual_time(clock, engine.sessions.limiter, *limiters),
+        ):
             return await main(engine)
 
     try:
