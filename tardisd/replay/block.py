@@ -28,7 +28,8 @@ class Prepared:
 
     `kinds` holds the ticks of each kind in their own order; `runs` are (kind, first row in it,
     rows) in total order. `encoders` are the session's, one per form. `hash_before` returns the
-    content hash of all that came before the block; it may have to wait for it.
+    content hash of all that came before the block; it may have to wait for it. None: the block is
+    for one who needs no hash, or the hash is found elsewhere.
     """
 
     __slots__ = ("_encoded", "_encoders", "_lock", "epoch", "first_seq", "hash_before", "kinds",
@@ -43,7 +44,7 @@ class Prepared:
         release: Ints,
         encoders: Mapping[str, Encoder],
         first_seq: int,
-        hash_before: Callable[[], blake2b],
+        hash_before: Callable[[], blake2b] | None,
     ) -> None:
         self.session_id = session_id
         self.epoch = epoch
@@ -95,6 +96,7 @@ class Prepared:
 
     def hash_upto(self, row: int) -> blake2b:
         """Return the session's content hash after the first `row` ticks of this block."""
+        assert self.hash_before is not None, "the block is not hashed"
         digest = self.hash_before().copy()
         if row:
             digest.update(self.records().bytes(0, row))

@@ -24,6 +24,7 @@ from tardisd.replay.block import Prepared
 from tardisd.replay.merge import Mark
 from tardisd.replay.position import Position, Progress
 from tardisd.replay.prelude import Snapshot, gap_fields
+from tardisd.replay.prepare import Opening
 from tardisd.replay.source import Items
 from tardisd.replay.timeline import Timeline, Tuning
 from tardisd.wall import wall_ms
@@ -85,8 +86,8 @@ STARVED_SECS = 1.0
 class Course:
     """An epoch: where it began, why, and how far it is.
 
-    Up to `silent_seq` nothing is told: followers have had it before the daemon was restarted, if it
-    still has the content hash `silent_hash`.
+    Up to `silent_seq` nothing is told: followers have had it before the daemon was restarted, if
+    the first `silent_ticks` of it (None: all) still have the content hash `silent_hash`.
     """
 
     number: int
@@ -97,6 +98,7 @@ class Course:
     series: tuple[Series, ...]
     silent_seq: int = 0
     silent_hash: str | None = None
+    silent_ticks: int | None = None
     steps: Steps | None = None
     awaiting_snapshot: bool = False
     #: Told once the snapshot is out: the step back that began this epoch.
@@ -159,6 +161,14 @@ class Course:
         self.end_silence()
         await trio.lowlevel.checkpoint_if_cancelled()
 
+    def opening(self) -> Opening:
+        """Return where what is to be released begins: where the epoch did, or was taken up."""
+        progress = self.progress
+        if progress.trail is None:
+            return Opening(self.begin, middle=self.cause is not None)
+        at, seq, ticks = progress.position, progress.seq, progress.ticks
+        return Opening(at, seq, trail=progress.trail, ticks=ticks)
+
     async def play(self, items: Items) -> None:
         """Release everything, then wait for the session's end time."""
         self._starving_since = trio.current_time()
@@ -184,7 +194,7 @@ class Course:
         """Wait for the session's end time; a step finds nothing more, and does not bring it."""
         end = self.stage.request.end
         while True:
-            await self.due(end, nothing_more=True)
+            await self.due(end)
             if self.steps is None:
                 break
             self.end_steps()
@@ -197,6 +207,9 @@ class Course:
         stage, progress, release = self.stage, self.progress, block.release
         row = min(len(block), max(0, self.silent_seq - progress.seq))
         if row:
+            upto = 0 if self.silent_ticks is None else self.silent_ticks - progress.ticks
+            if 0 < upto <= row and block.hash_upto(upto).hexdigest() == self.silent_hash:
+                self.silent_hash = None  # as it was
             progress.released(block, 0, row, None)
             await self._look_for_the_end_of_silence()
         while row < len(block):
@@ -232,18 +245,13 @@ class Course:
             upto = min(upto, int(release.searchsorted(self.pause_at, "left")))
         return upto
 
-    async def due(self, at: int, nothing_more: bool = False) -> None:
-        """Wait until time has reached `at` (ns), and all that comes before has been dealt with.
-
-        With `nothing_more` to step to, a step under way returns at once, and time stays.
-        """
+    async def due(self, at: int) -> None:
+        """Wait until time has reached `at` (ns), and all that comes before has been dealt with."""
         stage = self.stage
         await self._keep_step(at)
         while self.pause_at is not None and at >= self.pause_at:
             pause_at = self.pause_at
             await self._until(pause_at)
-            if nothing_more and self.steps is not None:
-                return
             if self.pause_at == pause_at:
                 self.pause_at = None
                 stage.time.reached(pause_at)

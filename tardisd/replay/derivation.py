@@ -69,6 +69,12 @@ class Found:
         chosen = {one.series.text: one.series for one in self.derivations}
         return replace(request, derive=tuple(chosen[one.text] for one in request.derive))
 
+    @property
+    def versions(self) -> dict[str, int]:
+        """The versions that the stored series have, those that candles are built of included."""
+        read = [*self.materials, *(one.source for one in self.derivations)]
+        return {one.series.text: one.version for one in read}
+
     def as_of(self, versions: Mapping[str, int]) -> Found:
         """Return the same, as at the time when the series had these versions.
 

@@ -7,6 +7,7 @@ is on; its loop then goes on with the new one. The verbs themselves are elsewher
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -19,11 +20,12 @@ from tardisd.replay.audience import Audience
 from tardisd.replay.course import Course, Stage, Steps
 from tardisd.replay.joining import Door, Spawn
 from tardisd.replay.position import Position
-from tardisd.replay.prepare import Opening
 from tardisd.replay.records import Place
 from tardisd.replay.report import SinkFacts
 from tardisd.replay.source import Source
 from tardisd.replay.timeline import Timeline, Tuning
+from tardisd.replay.trail import Trail
+from tardisd.replay.trailing import trail_behind
 from tardisd.supervise import attempt, describe, result_of
 
 log = Log("tardisd.sessions")
@@ -51,6 +53,8 @@ class Lifetime:
         self.request = request
         self.status_name = "paused" if request.start_paused else "active"
         self.ended = trio.Event()
+        #: What `end` says or will say, and `end` itself once it is told.
+        self.end_fields: dict[str, Any] | None = None
         self.end_notice: Notice | None = None
         self.sinks: Sequence[SinkFacts] = ()
         self.suspended = False
@@ -72,6 +76,10 @@ class Lifetime:
         self._begun = trio.Event()
         self._door = Door(self._source, spawn, lambda: self.end_notice)
         self._course = self._make_course(1, Position(request.start), None)
+        #: Where the daemon before this one has left it.
+        self._place: Place | None = None
+        #: Of a course, the last content hash that was taken, and of how many ticks it is.
+        self._hashed: tuple[Course, str | None, int | None] = (self._course, None, None)
 
     def _make_course(self, number: int, begin: Position, cause: str | None) -> Course:
         until = self.request.until
@@ -91,7 +99,7 @@ class Lifetime:
         Where that was is not known of one that was cut off by a kill, and not durable.
         """
         self.status_name = status
-        self.end_notice = Notice("end", end)
+        self.end_fields, self.end_notice = end, Notice("end", end)
         ticks, digest = int(end.get("ticks", 0)), str(end.get("hash", ""))
         if place is None:
             self._door.ahead = True
@@ -105,40 +113,77 @@ class Lifetime:
         self._begun.set()
         self.ended.set()
 
-    def restore(self, place: Place) -> None:
-        """Become a session that was cut off, paused where it was."""
+    def restore(self, place: Place, same_data: bool) -> None:
+        """Become a session that was cut off, paused where it was.
+
+        If nothing has changed of the `same_data` it is there at once, and its content hash is found
+        while it goes on. Else all that it had released is gone through first, to see if it is still
+        what is stored. So it is with analyzers: what they report is of the whole.
+        """
         self.status_name = "paused"
         self._door.ahead = True
+        self._place = place
         course = self._make_course(place.epoch, place.begin, place.cause)
-        if place.seq:
-            course.silent_seq, course.silent_hash = place.seq, place.hash
+        at = place.checkpoint
+        if at is not None and same_data and not self.request.analyzers:
+            trail = Trail(at.ticks)
+            course.progress.take_up(at, place.milestones, trail)
+            found = (course, trail, place.proof, lambda: self._disproved(course))
+            self._spawn(trail_behind, self._source, *found)
+        elif place.seq:
+            course.silent_seq = place.seq
+            if place.hash_ticks != 0:
+                course.silent_hash, course.silent_ticks = place.hash, place.hash_ticks
         course.awaiting_snapshot = False
         if course.pause_at is not None and place.clock >= course.pause_at:
             course.pause_at = None  # it has paused there already
         self._course = course
+        if place.hash_ticks is not None:
+            self._hashed = (course, place.hash, place.hash_ticks)
         self._time.change_speed(place.speed)
         self._time.jump(place.clock)
         self._begun.set()
 
     def place(self) -> Place:
-        """Return where the session is, for a daemon after this one."""
-        course, time = self._course, self._time
-        digest, _ = result_of(course.progress.hexdigest)
+        """Return where the session is, for a daemon after this one; hashes nothing."""
+        course, time, progress = self._course, self._time, self._course.progress
+        if course.is_silent and self._place is not None:  # it is not there yet
+            return replace(self._place, clock=time.market(), speed=time.speed)
+        hashed = self._hashed if self._hashed[0] is course else (course, None, None)
         return Place(
             course.number,
             course.cause,
             course.begin,
-            course.told_seq,
+            progress.seq,
             time.market(),
             time.speed,
             self._source.versions(),
-            course.progress.position if self.has_ended else None,
-            course.silent_hash if course.is_silent else digest,
+            progress.position,
+            *hashed[1:],
+            progress.ticks,
+            tuple(progress.milestones()),
         )
+
+    async def take_hash(self) -> None:
+        """Have the content hash of what is out by now in later places; takes it in a thread."""
+        course, progress = self._course, self._course.progress
+        if course.is_silent or self.has_ended or not progress.hash_is_known:
+            return
+        ticks, digest = progress.ticks, progress.digest()
+
+        async def take() -> None:
+            found = await trio.to_thread.run_sync(
+                digest, limiter=self._source.workers.limiter, abandon_on_cancel=True
+            )
+            self._hashed = (course, found.hexdigest(), ticks)
+
+        if ticks and (self._hashed[0] is not course or self._hashed[2] != ticks):
+            await attempt(take)  # a block that cannot be hashed is told of at the end
 
     def suspend(self) -> None:
         """Leave followers to come back to the daemon after this one; tells no end."""
         self._halt()
+        self._leave_trail()
         self._audience.dismiss("the daemon shuts down; the session goes on after its restart")
         self.suspended = True
         self._scope.cancel()
@@ -163,6 +208,7 @@ class Lifetime:
     def _replace(self, begin: Position, cause: str) -> None:
         """Begin a new epoch at a position; the loop goes on with it."""
         self._course.end_all_steps()
+        self._leave_trail()
         self._going_back = None
         self._course = self._make_course(self.epoch + 1, begin, cause)
         self._time.jump(begin.release)
@@ -178,6 +224,16 @@ class Lifetime:
         log.warning("stored data changed while away", session=self.session_id, epoch=self.epoch)
         self._replace(Position(self.market()), "seek")
         self._tell_reset()
+
+    def _disproved(self, course: Course) -> None:
+        """Begin a new epoch, unless it has begun, because what one was taken up for is not so."""
+        if course is self._course and not self.has_ended and not self.suspended:
+            self._begin_anew()
+
+    def _leave_trail(self) -> None:
+        """Have nobody look for a content hash that nobody will be told."""
+        if self._course.progress.trail is not None:
+            self._course.progress.trail.scope.cancel()
 
     def _tell_reset(self) -> None:
         self._audience.reset(self._course.reset_notice())
@@ -224,13 +280,14 @@ class Lifetime:
         """Play one epoch; at its end the session ends, or begins again."""
         while not (course.has_begun or course.steps is not None or self._time.running):
             await self._time.changed()  # nothing is read for a session that may never run
-        opening = Opening(course.begin, middle=course.cause is not None)
-        async with self._source.open(course.number, opening) as items:
+        async with self._source.open(course.number, course.opening()) as items:
             await course.play(items)
         with trio.move_on_after(_LAST_WORDS_SECS):
             while self._audience.unheard():
                 await self._time.changed()
         changed = await self._source.has_changed()
+        if self.request.loop:
+            await course.progress.hash_known()
         if self.request.loop and not course.progress.seq:
             await trio.sleep(_EMPTY_LOOP_SECS)
         await course.until_end()  # it may have been paused meanwhile
@@ -250,18 +307,19 @@ class Lifetime:
 
     async def drained(self) -> None:
         """Return when every follower of an ended session has received all, `end` included."""
+        await self.ended.wait()
         while not self._audience.drained:
             await self._time.changed()
 
     def finish(self, reason: str, message: str | None = None, data_changed: bool = False) -> None:
-        """End the session for good; followers get `end` after what is queued. Idempotent."""
+        """End the session for good; followers get `end` after what is queued. Idempotent.
+
+        Nothing more is released, and no verb is taken; but `end` tells the content hash, so it
+        waits for that after a restart.
+        """
         if self.has_ended:
             return
         progress = self._course.progress
-        digest, error = result_of(progress.hexdigest)
-        if error is not None:  # the hash of the last block was not to be had
-            log.error("session not hashed", session=self.session_id, error=describe(error))
-            reason, message = "failed", "internal error; the log of the daemon says more"
         self._course.end_all_steps()
         self._time.halt()
         self.status_name = reason
@@ -269,7 +327,7 @@ class Lifetime:
             "epoch": self.epoch,
             "reason": reason,
             "ticks": progress.ticks,
-            "hash": digest or "",
+            "hash": "",
         }
         if data_changed:
             fields["data_changed"] = True
@@ -277,10 +335,42 @@ class Lifetime:
             fields["reports"] = dict(self._course.reports)
         if message is not None:
             fields["message"] = message
+        self.end_fields = fields
+        self._begun.set()
+        self._scope.cancel()
+        if progress.hash_is_known:
+            self.tell_end()
+        else:
+            self.note()
+            self._spawn(self._end_with_hash)
+
+    async def _end_with_hash(self) -> None:
+        try:
+            await self._course.progress.hash_known()
+        finally:
+            self.tell_end()
+
+    def tell_end(self) -> None:
+        """Tell the end of a session that has ended, with its hash if that is known. Idempotent."""
+        fields, progress = self.end_fields, self._course.progress
+        if fields is None or self.end_notice is not None:
+            return
+        if progress.hash_is_known:
+            digest, error = result_of(progress.hexdigest)
+            if error is not None:  # the hash of the last block was not to be had
+                log.error("session not hashed", session=self.session_id, error=describe(error))
+                fields["reason"] = self.status_name = "failed"
+                fields["message"] = "internal error; the log of the daemon says more"
+            fields["hash"] = digest or ""
+        else:
+            self._leave_trail()
+            why = None if progress.trail is None else progress.trail.error
+            text = f"there is no content hash: {why or 'it was not found in time'}"
+            fields["message"] = "; ".join(filter(None, [fields.get("message"), text]))
+            if why is not None and fields["reason"] == "finished":
+                fields["reason"] = self.status_name = "failed"
         self.end_notice = Notice("end", fields)
         self._audience.end(self.end_notice)
         self._course.end_silence()
-        progress.forget()
-        self._begun.set()
+        progress.forget(fields["hash"])
         self.ended.set()
-        self._scope.cancel()

@@ -25,7 +25,8 @@ from tardisd.replay.alarm import Alarm
 from tardisd.replay.audience import Audience
 from tardisd.replay.delivery import Delivery
 from tardisd.replay.derivation import Found, find
-from tardisd.replay.records import Place, request_as_json, request_from_json
+from tardisd.replay.notes import Notes
+from tardisd.replay.records import Place, request_from_json
 from tardisd.replay.session import ReplaySession
 from tardisd.replay.source import Source, Workers
 from tardisd.replay.timeline import Timeline, Tuning
@@ -71,12 +72,13 @@ class SessionManager:
         self._sinks = sinks
         self._analyzers = {} if analyzers is None else analyzers
         self._state = state
+        self._notes = Notes(state)
         self._limits = limits or SessionLimits()
         self._alarm = alarm
         #: The threads in which sessions read ahead and encode.
         self.limiter = trio.CapacityLimiter(self._limits.encoding_threads)
         hasher = ThreadPoolExecutor(1, "tardisd hash")  # its thread starts with the first block
-        self._workers = Workers(self.limiter, hasher, lambda: self._living)
+        self._workers = Workers(self.limiter, hasher, lambda: self._living < 2)
         self._sessions: dict[str, ReplaySession] = {}
         self._reserved: set[str] = set()
         self._users: dict[str, tuple[object, ...]] = {}
@@ -101,6 +103,7 @@ class SessionManager:
             finally:
                 self._nursery = None
                 self._finish_all()
+                self._tell_ends()
                 nursery.cancel_scope.cancel()
 
     async def end_all(self) -> None:
@@ -115,6 +118,12 @@ class SessionManager:
                 await session.drained()
             while self._living:
                 await self._one_died.wait()
+        self._tell_ends()
+
+    def _tell_ends(self) -> None:
+        """Have sessions wait no longer for the hash that belongs to their end."""
+        for session in self._sessions.values():
+            session.tell_end()
 
     def _finish_all(self) -> None:
         for session in self._sessions.values():
@@ -190,7 +199,7 @@ class SessionManager:
 
     def _start(self, session: ReplaySession, outlets: Sequence[Outlet]) -> None:
         session.sinks = deliveries = [Delivery(session, name, one) for name, one in outlets]
-        self._remember(self._record(session))
+        self._notes.write(session)
         self._sessions[session.session_id] = session
         self._running_nursery().start_soon(self._live, session, deliveries)
 
@@ -198,16 +207,6 @@ class SessionManager:
         """Run a session's side task in the manager's nursery; the last are cut off with it."""
         if self._nursery is not None:
             self._nursery.start_soon(action, *args)
-
-    def _record(self, session: ReplaySession) -> SessionRecord:
-        request = session.request
-        return SessionRecord(
-            session.session_id,
-            request_as_json(request),
-            session.created_at,
-            session.status_name,
-            place=session.place().as_json() if request.durable else None,
-        )
 
     def get(self, session_id: str) -> ReplaySession:
         """Return the session; RequestError `session_not_found` when there is none."""
@@ -239,38 +238,18 @@ class SessionManager:
                 nursery.start_soon(delivery.run)
             nursery.start_soon(session.run)
             if session.request.durable:
-                session.note = partial(self._note, session)
-                nursery.start_soon(self._note_place, session)
+                session.note = partial(self._notes.write, session)
+                nursery.start_soon(self._notes.follow, session, self._limits.note_secs)
             await session.ended.wait()
-            end = {} if session.end_notice is None else dict(session.end_notice.fields)
-            log.info("session ended", session=session.session_id, **end)
-            record = self._record(session)
-            if not session.suspended:
-                place = session.place().as_json()
-                record = replace(record, ended_at=wall_ns(), end=end, place=place)
+            log.info("session ended", session=session.session_id, **(session.end_fields or {}))
             if self._sessions.get(session.session_id) is session:  # else it was removed at once
-                self._remember(record)
+                self._notes.write(session)
                 self._forget_in(session.session_id, self._limits.kept_secs)
             self._forget_oldest()
         self._living -= 1
         del self._users[session.session_id]
         self._one_died.set()
         self._one_died = trio.Event()
-
-    def _note(self, session: ReplaySession) -> None:
-        self._remember(self._record(session))
-
-    async def _note_place(self, session: ReplaySession) -> None:
-        """Write down where a durable session is, once a second while it moves."""
-        noted = session.place()
-        while True:
-            with trio.move_on_after(self._limits.note_secs):
-                await session.ended.wait()
-            if session.ended.is_set():
-                return
-            if (place := session.place()) != noted:
-                noted = place
-                session.note()
 
     def _forget_in(self, session_id: str, secs: float) -> None:
         """Forget an ended session after a while; nothing waits for one that is gone by then."""
@@ -286,24 +265,16 @@ class SessionManager:
     def _forget(self, session_id: str) -> None:
         if (scope := self._kept.pop(session_id, None)) is not None:
             scope.cancel()
-        self.past_ticks += self._sessions.pop(session_id).ticks
-        try:
-            self._state.forget(session_id)
-        except StorageError as error:  # it comes back after a restart, for a while
-            log.warning("session not forgotten", session=session_id, error=error.message)
+        session = self._sessions.pop(session_id)
+        self.past_ticks += session.ticks
+        session.tell_end()
+        self._notes.forget(session_id)
 
     def _forget_oldest(self) -> None:
         """Keep no more ended sessions than may be, whatever their age."""
         ended = [name for name, session in self._sessions.items() if session.has_ended]
         for name in ended[: max(0, len(ended) - self._limits.max_kept)]:
             self._forget(name)
-
-    def _remember(self, record: SessionRecord) -> None:
-        """Write a session down; one that cannot be is not known after a restart, and runs on."""
-        try:
-            self._state.put(record)
-        except StorageError as error:
-            log.error("session not written down", session=record.session_id, error=error.message)
 
     async def restore(self) -> None:
         """Take up the sessions of the daemon before this one: durable ones paused, others ended."""
@@ -326,11 +297,12 @@ class SessionManager:
         place = Place.from_json(record.place or {})
         request = request_from_json(record.session_id, record.request)
         storage = self._storage(request.storage)
-        found = (await find(storage, request, again=True)).as_of(place.versions)
+        now = await find(storage, request, again=True)
+        found = now.as_of(place.versions)
         outlets = self._outlets(request)
         self._users[record.session_id] = (storage, *(plugin for _, plugin in outlets))
         session = self._make(record.session_id, request, found, storage, record.created_at)
-        session.restore(place)
+        session.restore(place, same_data=now.versions == place.versions)
         self._start(session, outlets)
         log.info("session taken up", session=record.session_id, **place.as_json())
 

@@ -7,13 +7,15 @@ nothing of blocks or batches, so it stays true however the same ticks are cut an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 
 from tardisd.plugins.sessions import Notice
 from tardisd.replay.block import Prepared, SessionBlock
 from tardisd.replay.digest import new_digest
+from tardisd.replay.trail import Trail
 
 # A resume reads at most so many ticks again to find its place.
 CHECKPOINT_TICKS = 65_536
@@ -54,6 +56,9 @@ class Progress:
         self._recent_ticks = 0
         self._digest: Callable[[], blake2b] = new_digest
         self._known_hash: str | None = None
+        #: What finds the hash of blocks that have none, after a restart.
+        self.trail: Trail | None = None
+        self._trailing = False
 
     def released(self, block: Prepared, first: int, upto: int, slice_: SessionBlock | None) -> None:
         """Note that the rows `first <= i < upto` of a block are out; `slice_` told followers so."""
@@ -90,19 +95,54 @@ class Progress:
         """Return the last known place at or before the seq."""
         return next(known for known in reversed(self._checkpoints) if known.seq <= seq)
 
-    def hash(self) -> blake2b:
-        """Return the content hash of what was released."""
+    def milestones(self) -> Sequence[Checkpoint]:
+        """Return a few of the known places, in order: before any tick, one is near for its age."""
+        found: list[Checkpoint] = []
+        least = 1
+        for known in reversed(self._checkpoints[1:]):
+            if (distance := self.seq - known.seq) >= least:
+                found.append(known)
+                least = 2 * distance
+        return found[::-1]
+
+    def digest(self) -> Callable[[], blake2b]:
+        """Return what returns the content hash of what was released by now, from any thread.
+
+        Only while `hash_is_known`.
+        """
         self._seal()
-        return self._digest()
+        return self._digest
+
+    @property
+    def hash_is_known(self) -> bool:
+        """Whether the content hash of what was released can be had."""
+        self._seal()
+        if self._trailing and self.trail is not None:
+            return self.trail.has(self.ticks)
+        return self._known_hash != ""
+
+    async def hash_known(self) -> None:
+        """Return when the content hash of what is then released can be had, or will not be."""
+        ticks = -1
+        while self._trailing and self.trail is not None and ticks != self.ticks:
+            ticks = self.ticks
+            await self.trail.reached(ticks)
 
     def hexdigest(self) -> str:
         """Return the content hash of what was released, as it is told."""
-        return self.hash().hexdigest() if self._known_hash is None else self._known_hash
+        return self.digest()().hexdigest() if self._known_hash is None else self._known_hash
 
     def restore(self, seq: int, ticks: int, position: Position, hexdigest: str) -> None:
         """Become what is known of an epoch that was over before the daemon was started."""
         self.seq, self.ticks = seq, ticks
         self._sealed, self._known_hash = position, hexdigest
+
+    def take_up(self, at: Checkpoint, milestones: Sequence[Checkpoint], trail: Trail) -> None:
+        """Become what an epoch was before a restart; a trail finds its content hash."""
+        self.seq, self.ticks, self._sealed = at.seq, at.ticks, at.position
+        self._checkpoints += [*milestones, at]
+        self.trail, self._trailing = trail, True
+        self._digest = partial(trail.hash_at, at.ticks)
 
     def missed(self, seq: int) -> list[SessionBlock | Notice] | None:
         """Return what was released after `seq`, or None when it is no longer at hand."""
@@ -128,11 +168,11 @@ class Progress:
                 count -= len(part)
         return found[::-1]
 
-    def forget(self) -> None:
-        """Let go of blocks: nothing more is to come, or not for long."""
+    def forget(self, hexdigest: str) -> None:
+        """Let go of blocks, of which the hash is kept: nothing more is to come."""
         self._seal()
-        digest = self._digest()
-        self._digest = digest.copy
+        self._known_hash = hexdigest
+        self._block, self._digest, self.trail, self._trailing = None, new_digest, None, False
         self.recent.clear()
         self._recent_ticks = 0
 
@@ -149,7 +189,12 @@ class Progress:
         else:
             self._sealed = Position(last, count)
         self._first = upto
-        self._digest = lambda: block.hash_upto(upto)
+        self._trailing = block.hash_before is None
+        if self._trailing and self.trail is not None:
+            self._digest = partial(self.trail.hash_at, self.ticks)
+        else:
+            self._digest = lambda: block.hash_upto(upto)
+            self.trail = None  # the blocks have caught up: it is no longer asked for anything
 
     def _keep(self, item: SessionBlock | Notice, ticks: int) -> None:
         self.recent.append(item)

@@ -20,7 +20,6 @@ from tardisd.market.ticks import Ticks
 from tardisd.market.time import MILLISECOND
 from tardisd.plugins.storage import Storage
 from tardisd.replay.block import Prepared
-from tardisd.replay.digest import new_digest
 from tardisd.replay.merge import Mark, Window
 from tardisd.replay.position import Position
 from tardisd.wall import wall_ms
@@ -132,7 +131,7 @@ class Prelude:
         piece = window.piece(0, len(window.release))
         encoders = {"batch": self._encoder}
         block = Prepared(
-            session_id, epoch, piece.kinds, piece.runs, piece.release, encoders, 1, new_digest
+            session_id, epoch, piece.kinds, piece.runs, piece.release, encoders, 1, None
         )
         whole = block[0 : len(block)]
         whole.sent_ms = wall_ms()

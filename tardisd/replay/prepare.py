@@ -14,6 +14,7 @@ from tardisd.replay.digest import new_digest
 from tardisd.replay.merge import Mark, Window
 from tardisd.replay.position import Position
 from tardisd.replay.prelude import Item, Prelude, Snapshot
+from tardisd.replay.trail import Trail
 from tardisd.wire.encode import Encoder
 
 HASH_AHEAD_BLOCKS = 4
@@ -24,7 +25,8 @@ class Opening:
     """Where a source is opened: the position, the last seq before it, and the hash up to there.
 
     `middle` tells that something may have been released before; a snapshot then comes first.
-    Without `hashed` the blocks have no content hash: what repeats others' ticks needs none.
+    Without `hashed` the blocks have no content hash: what repeats others' ticks needs none. With a
+    `trail`, they have none until it has caught up with them; `ticks` are those before the position.
     """
 
     begin: Position
@@ -32,6 +34,8 @@ class Opening:
     digest: Callable[[], blake2b] = new_digest
     middle: bool = True
     hashed: bool = True
+    trail: Trail | None = None
+    ticks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,8 @@ class Preparer:
         self._items: Iterator[Item] = iter(())
         self._first = self._seq = opening.seq + 1
         self._hashes: deque[Future[blake2b]] | None = None
-        if opening.hashed:
+        self._trail, self._ticks = opening.trail, opening.ticks
+        if opening.hashed and opening.trail is None:
             self._hashes = deque([hasher.submit(opening.digest)])
         self._prelude: Prelude | None = None
         if opening.middle:
@@ -115,6 +120,8 @@ class Preparer:
 
     def _prepare(self, window: Window, first: int, last: int) -> Prepared:
         stamp, piece = self._stamp, window.piece(first, last)
+        if self._hashes is None and self._trail is not None:
+            self._join(self._trail, last - first)
         block = Prepared(
             stamp.session_id,
             stamp.epoch,
@@ -123,13 +130,22 @@ class Preparer:
             piece.release,
             stamp.encoders,
             self._seq,
-            new_digest if self._hashes is None else self._hashes[-1].result,
+            None if self._hashes is None else self._hashes[-1].result,
         )
         if self._hashes is not None:
             self._hash(block, self._hashes)
         for form in self._demand():
             block.encode(form)
         return block
+
+    def _join(self, trail: Trail, ticks: int) -> None:
+        """Hash from the next block on, if the trail has come so far."""
+        digest = trail.join(self._ticks, self._ticks + ticks)
+        self._ticks += ticks
+        if digest is not None:
+            known: Future[blake2b] = Future()
+            known.set_result(digest)
+            self._hashes, self._trail = deque([known]), None
 
     def _hash(self, block: Prepared, hashes: deque[Future[blake2b]]) -> None:
         """Have the block hashed by the next thread; at most a few blocks wait for it."""

@@ -17,12 +17,19 @@ async def prove(source: Source, course: Course) -> dict[str, Any]:
     """Replay an epoch, as far as it has come, for nobody; return both hashes, and if they agree.
 
     `changed` names the stored series that changed since the session was created. Raises
-    RequestError for a session of which only the end is known.
+    RequestError for a session of which only the end is known, or no content hash.
     """
     if not source.series:
         raise RequestError(
             "wrong_state",
             f"session {source.session_id!r} ended before the daemon was started; create it again",
+        )
+    await course.progress.hash_known()
+    if not course.progress.hash_is_known:
+        raise RequestError(
+            "wrong_state",
+            f"the content hash of session {source.session_id!r} is not known: it was still being"
+            " found when the session or the daemon ended",
         )
     told, expected = course.progress.ticks, course.progress.hexdigest()
     opening = Opening(course.begin, middle=course.begin > Position(source.span.start))

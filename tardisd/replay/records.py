@@ -12,7 +12,7 @@ from tardisd.errors import StorageError
 from tardisd.market.series import DataType, DerivedSeries, Series
 from tardisd.market.time import Interval, format_time
 from tardisd.plugins.sessions import SessionRequest, Speed
-from tardisd.replay.position import Position
+from tardisd.replay.position import Checkpoint, Position
 
 _SERIES = ("series", "derive")
 _TEXTS = ("sinks", "analyzers")
@@ -23,8 +23,10 @@ _FROM = " from "
 class Place:
     """Where a session is: its epoch, where and why that began, how far it is, and its clock.
 
-    `versions` are those of the series that it reads when it was created, `hash` the content hash of
-    what was released up to `seq`, `at` its position, if it has ended.
+    `versions` are those of the series that it reads when it was created, `at` and `ticks` its
+    position and the count of ticks up to `seq`, `milestones` some places before that. `hash` is the
+    content hash of the first `hash_ticks` ticks of the epoch. Daemons of before knew neither, and
+    theirs is of all up to `seq`.
     """
 
     epoch: int
@@ -36,6 +38,21 @@ class Place:
     versions: Mapping[str, int] = field(default_factory=dict)
     at: Position | None = None
     hash: str | None = None
+    hash_ticks: int | None = None
+    ticks: int | None = None
+    milestones: tuple[Checkpoint, ...] = ()
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The place at which its epoch can be taken up; None if that is not known, or its begin."""
+        if not self.ticks or self.at is None:
+            return None
+        return Checkpoint(self.seq, self.ticks, self.at)
+
+    @property
+    def proof(self) -> tuple[int, str] | None:
+        """How many ticks have which content hash, as far as that is known."""
+        return (self.hash_ticks, self.hash) if self.hash_ticks and self.hash else None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -165,7 +165,7 @@ class ReplaySession(Lifetime):
         self._refuse_if_ended("stop")
         reply = Notice("stopped")
         self._audience.tell(reply, by, request_id)
-        self.finish("stopped")
+        self.finish("stopped")  # `end` may come later: see there
         return reply
 
     def _refuse_if_ended(self, verb: str) -> None:

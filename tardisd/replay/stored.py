@@ -36,12 +36,9 @@ async def has_rows(storage: Storage[Any], series: Series, span: Span) -> bool:
 async def material(storage: Storage[Any], series: Series) -> Material:
     """Return what is stored for a series. Raises StorageError."""
     try:
-        return Material(
-            series,
-            await storage.coverage(series),
-            await storage.gaps(series),
-            await storage.version(series),
-        )
+        # First of all: what changes in between is told as a change, and not taken for what it was.
+        version = await storage.version(series)
+        return Material(series, await storage.coverage(series), await storage.gaps(series), version)
     except StorageError as error:
         raise type(error)(f"{series}: {error.message}") from None
 

@@ -99,6 +99,54 @@ def test_kills_in_the_middle_of_a_session_cost_nobody_anything(daemon: Daemon) -
     assert (proof["equal"], proof["hash"]) == (True, truth[-1]["hash"])
 
 
+def left_in_the_middle(daemon: Daemon) -> tuple[dict[str, Any], int]:
+    """Kill the daemon in the middle of a session `d`; return the end of a whole one, and a seq."""
+    request = {
+        "series": SERIES, "start_time": "2024-03-01T00:00:00Z", "end_time": "2024-03-01T06:00:00Z",
+    }  # fmt: skip
+    whole = daemon.websocket()
+    whole.send("create_session", **request, session_id="whole", speed="max")
+    truth = upto_the_end(whole)
+    client = daemon.websocket()
+    client.send("create_session", **request, session_id="d", durable=True, speed=20_000)
+    heard = [client.get() for _ in range(3000)]
+    client.ask("pause", session_id="d")
+    daemon.kill()
+    daemon.disconnect()
+    return truth[-1], heard[-1]["seq"]
+
+
+def test_data_that_are_added_meanwhile_cost_nobody_anything(daemon: Daemon) -> None:
+    end, seq = left_in_the_middle(daemon)
+    daemon.start()
+    daemon.ctl("backfill", "run", *SERIES, "--from", "2024-03-01T06:00:00Z", "--to",
+               "2024-03-01T07:00:00Z", "--wait")  # fmt: skip
+    daemon.kill()
+    daemon.start()
+    client = daemon.websocket()
+    client.send("subscribe", session_id="d", epoch=1, from_seq=seq, when_full="block")
+    client.send("speed_change", session_id="d", speed="max")
+    client.send("resume", session_id="d")
+    heard = upto_the_end(client)
+    seqs = [one["seq"] for one in heard if one["type"] in {"tick", "gap"}]
+    assert seqs[0] == seq + 1
+    assert seqs == list(range(seq + 1, seqs[-1] + 1))
+    assert (heard[-1]["hash"], heard[-1]["ticks"]) == (end["hash"], end["ticks"])
+    assert heard[-1]["data_changed"]
+
+
+def test_a_session_that_is_stopped_at_once_after_a_kill_tells_its_hash(daemon: Daemon) -> None:
+    _, seq = left_in_the_middle(daemon)
+    daemon.start()
+    client = daemon.websocket()
+    client.send("subscribe", session_id="d", epoch=1, from_seq=seq, when_full="block")
+    client.send("stop", session_id="d")
+    end = upto_the_end(client)[-1]
+    assert end["reason"] == "stopped"
+    proof = daemon.json("session", "verify", "d")
+    assert (proof["equal"], proof["hash"], proof["ticks"]) == (True, end["hash"], end["ticks"])
+
+
 def test_who_follows_when_the_daemon_stops_is_told_where_to_go_on(daemon: Daemon) -> None:
     client = daemon.websocket()
     client.ask("create_session", series=SERIES[:1], session_id="d", durable=True, speed=600,
