@@ -1,8 +1,8 @@
 """How far the files of a durable session are complete, for a daemon that comes after a kill.
 
-Synchronous. Lines are appended: one before each file gets its name, and one when all that were in
-the making have theirs. A file that was announced counts when it is there. Nothing is synced: it is
-for a daemon that was killed, not for a machine that lost its power.
+Synchronous. Lines are appended: one before each file gets its name, one when a file that was full
+has its own, and one when all that were in the making have theirs. A file that was announced counts
+when it is there. Nothing is synced: it is for a daemon that was killed, not for a lack of power.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class Done:
         if "key" not in entry:
             self.upto = at
             return
+        if "path" not in entry:
+            self.named[str(entry["key"])] = at
+            return
         with suppress(OSError):
             if (self._root / str(entry["path"])).stat().st_size == entry["bytes"]:
                 self.named[str(entry["key"])] = at
@@ -59,9 +62,13 @@ class Done:
         name = str(path.relative_to(self._root))
         self._append({"epoch": at[0], "seq": at[1], "key": key, "path": name, "bytes": size})
 
-    def complete(self, at: Position) -> None:
-        """Take note that all rows up to there are in files with names. Raises OSError."""
-        self._append({"epoch": at[0], "seq": at[1]})
+    def named_all(self, key: str | None, at: Position) -> None:
+        """Take note that rows of a key, or all, up to there are in files with names, for good.
+
+        Somebody may take such a file away while the session goes on. Raises OSError.
+        """
+        whose = {} if key is None else {"key": key}
+        self._append({"epoch": at[0], "seq": at[1], **whose})
 
     def forget(self) -> None:
         """Remove the book: the session has ended, and its files are complete."""

@@ -43,13 +43,16 @@ class Full(Exception):
 class Part(ABC):
     """One file as rows come in. `buffered` is how many bytes of rows are only in memory.
 
-    `key` tells whose rows these are.
+    `key` tells whose rows these are, `upto` the number of the last one of them. When the file gets
+    its name, all rows of the key up to `at` (epoch, seq) have one.
     """
 
     def __init__(self, file: OutputFile, most_bytes: int | None) -> None:
         self.file = file
         self.most_bytes = most_bytes
         self.key = ""
+        self.upto = 0
+        self.at = (0, 0)
 
     @property
     def buffered(self) -> int:
@@ -106,6 +109,7 @@ class PackedPart(Part):
         self._size = 0
         self._header = b""
         self._packed: bytes | None = None
+        self._written_upto = 0
         self._packer: _Packer | None = None
         self._open = False
 
@@ -139,6 +143,7 @@ class PackedPart(Part):
             raise Full
         _append(self.file, self._packed)
         self._lines, self._size, self._packed, self._open = [], 0, None, True
+        self._written_upto = self.upto
 
     def close(self) -> None:
         """Write what is gathered, and end the frame."""
@@ -158,6 +163,7 @@ class PackedPart(Part):
         following = PackedPart(file, self.most_bytes, self._packing)
         following._lines, following._size = self._lines, self._size
         following._header = self._header
+        following.upto, self.upto = self.upto, self._written_upto
         self._lines, self._size, self._packed, self._packer = [], 0, None, None
         return following
 

@@ -28,7 +28,7 @@ class Piece:
     """Rows for one file, as lines or as columns.
 
     `key` tells files apart, `day` is None unless files end by day. A piece of `size` (bytes, or
-    rows) may be taken in parts.
+    rows) may be taken in parts. Its rows have the numbers `seqs`, each `base` higher.
     """
 
     key: str
@@ -38,15 +38,26 @@ class Piece:
     lines: bytes = b""
     columns: Batch | None = None
     seqs: Sequence[int] = ()
+    base: int = 0
 
     @property
     def size(self) -> int:
         """How much there is of it."""
         return len(self.lines) if self.columns is None else len(self.columns)
 
+    def last_seq(self, end: int) -> int:
+        """Return the number of the last row before `end` (bytes, or rows)."""
+        rows = len(self.seqs)
+        if end < self.size:
+            rows = min(self.lines.count(b"\n", 0, end) if self.columns is None else end, rows)
+        return self.base + int(self.seqs[rows - 1])
+
 
 class Cutter:
-    """Cuts a session's blocks into pieces, by the template, format and rotation asked for."""
+    """Cuts a session's blocks into pieces, by the template, format and rotation asked for.
+
+    With `one_file` all rows of a day and an epoch go to the same file.
+    """
 
     def __init__(
         self,
@@ -60,6 +71,7 @@ class Cutter:
         self._form = form
         self._by_day = by_day or "date" in template.fields
         self._by_series = bool(template.fields & SERIES_FIELDS)
+        self.one_file = form == "ndjson" and not self._by_series
         self._session_id = session_id
         self._suffix = suffix
         self._paths: dict[tuple[Series | None, int | None, int], str] = {}
@@ -75,18 +87,20 @@ class Cutter:
                 yield from self._csv_slowly(block, first, last, day)
                 continue
             text = squeeze(text)
+            base, every = block.first_seq + first, range(last - first)
             if not self._by_series:
                 path = self._path(None, day, block.epoch)
-                yield Piece(path, path, day, lines=text)
+                yield Piece(path, path, day, lines=text, seqs=every, base=base)
                 continue
             files = self._files(block, first, last, day)
             if len(files) == 1:
                 [(key, (series, path, _))] = files.items()
-                yield Piece(key, path, day, self._header(series), text)
+                yield Piece(key, path, day, self._header(series), text, None, every, base)
                 continue
             lines = text.split(b"\n")
             for key, (series, path, rows) in files.items():
-                yield Piece(key, path, day, self._header(series), _joined(lines, rows))
+                picked = _joined(lines, rows)
+                yield Piece(key, path, day, self._header(series), picked, None, rows, base)
 
     def _days(self, block: Block, start: int, stop: int) -> Iterator[tuple[int, int, int | None]]:
         if not self._by_day:
@@ -128,11 +142,11 @@ class Cutter:
             yield Piece(self._key(batch.series, path), path, day, columns=batch, seqs=seqs)
 
     def _csv_slowly(self, block: Block, first: int, last: int, day: int | None) -> Iterator[Piece]:
-        for batch, _ in self._batches(block, first, last):
+        for batch, seqs in self._batches(block, first, last):
             path = self._path(batch.series, day, block.epoch)
             lines = encode_batch(batch, "csv")
             key = self._key(batch.series, path)
-            yield Piece(key, path, day, self._header(batch.series), lines)
+            yield Piece(key, path, day, self._header(batch.series), lines, None, seqs)
 
     def _key(self, series: Series, path: str) -> str:
         """Return what tells files apart: series share NDJSON files only, whatever their names."""

@@ -186,12 +186,9 @@ class FileSink(Sink[FileOptions]):
                     stream.done.forget()
 
     def _book(self, session: Session) -> Done | None:
-        """Return where it is noted which files of a durable session are complete, if it can be.
-
-        Files that end by size end in the middle of what other files have: there it cannot.
-        """
+        """Return where it is noted which files of a durable session are complete, if it can be."""
         status = session.status()
-        if not status.get("durable") or self.options.rotate_bytes is not None:
+        if not status.get("durable"):
             return None
         folder = self.context.data_dir / f"{self.context.name}-done"
         done = Done(folder, session.session_id, status["created_at"], self._root)

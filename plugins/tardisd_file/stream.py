@@ -127,10 +127,12 @@ class FileStream:
                 self._naming_at = self.taken
             complete = self.unfinished
             while self._parts:
-                self._rotated.append(self._parts.popitem(last=False)[1])
+                part = self._parts.popitem(last=False)[1]
+                part.at = max(self.taken, (self._epoch, part.upto))
+                self._rotated.append(part)
             self._settle()
             if self.done is not None and complete:
-                self.done.complete(self._naming_at)
+                self.done.named_all(None, self._naming_at)
             if len(self._numbers) > _NUMBERS_KEPT:  # mostly of days gone by; can be found again
                 self._numbers.clear()
 
@@ -200,6 +202,7 @@ class FileStream:
             try:
                 with self._touching(part):
                     progress.offset = part.take(piece, progress.offset)
+                part.upto = piece.last_seq(progress.offset)
             except Full:
                 self._rotate(piece.key)
             except OSError:
@@ -250,12 +253,15 @@ class FileStream:
         following = self._successor(part)
         if following is not None:
             self._parts[key] = following
+        part.at = (self._epoch, part.upto)
         self._rotated.append(part)
         self._complete(part)
+        if self.done is not None:
+            self.done.named_all(None if self._cutter.one_file else key, part.at)
 
     def _announce(self, part: Part, path: Path, size: int) -> None:
         assert self.done is not None
-        self.done.naming(part.key, self._naming_at, path, size)
+        self.done.naming(part.key, part.at, path, size)
 
     def _successor(self, part: Part) -> Part | None:
         """Return the part that has the rows which `part` could not write, if there are any."""
@@ -277,7 +283,9 @@ class FileStream:
                     part.close()
             except Full:
                 following = self._successor(part)
-                self._rotated += [] if following is None else [following]
+                if following is not None:
+                    following.at, part.at = part.at, (part.at[0], part.upto)
+                    self._rotated.append(following)
                 with self._touching(part):
                     part.close()
             announce = None if self.done is None else partial(self._announce, part)

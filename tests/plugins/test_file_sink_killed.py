@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import shutil
+from contextlib import suppress
 
 import pytest
 import trio
+from pyarrow import parquet
 from test_file_sink_failures import MIDNIGHT, names, sink_in
 
-from tardisd.errors import Retry
+from tardisd.errors import NotConnected, Retry
 from tardisd.market.series import Series
 from tardisd.market.time import MINUTE
 from tardisd.plugins.sessions import Notice
@@ -59,19 +62,41 @@ def after(seq, step=100):
 
 
 def seqs_in(folder):
-    """Return the numbers in all complete files, ascending."""
-    paths = [folder / name for name in names(folder) if name.endswith(".ndjson")]
-    assert not [path for path in paths if ".part-" in path.name]
-    return sorted(
-        json.loads(line)["seq"] for path in paths for line in path.read_text().splitlines()
-    )
+    """Return the numbers in all complete files, ascending; of CSV, which has none, the rows."""
+    found = []
+    for name in names(folder):
+        path = folder / name
+        if "files-done" in path.parts:
+            continue
+        assert ".part-" not in path.name
+        if path.suffix == ".parquet":
+            found += parquet.ParquetFile(path).read(columns=["seq"])["seq"].to_pylist()
+            continue
+        data = path.read_bytes()
+        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()
+        found += lines[1:] if path.suffix == ".csv" else [json.loads(line)["seq"] for line in lines]
+    return sorted(found)
 
 
 @pytest.mark.parametrize(
-    "path", ["{session_id}.ndjson", "{symbol}.ndjson", "{symbol}/{date}.ndjson"]
+    ("path", "options"),
+    [
+        ("{session_id}.ndjson", {}),
+        ("{symbol}.ndjson", {}),
+        ("{symbol}/{date}.ndjson", {}),
+        ("{session_id}.ndjson", {"rotate_bytes": 60_000}),
+        ("{symbol}.ndjson", {"rotate_bytes": 40_000}),
+        ("{symbol}/{date}.ndjson", {"rotate_bytes": 30_000}),
+        ("{session_id}.ndjson", {"rotate_bytes": 9_000, "compression": "gzip"}),
+        ("{symbol}.ndjson", {"rotate_bytes": 9_000, "compression": "gzip"}),
+        ("{symbol}-{data_type}.csv", {"rotate_bytes": 10_000, "format": "csv"}),
+        ("{symbol}-{data_type}.parquet", {"rotate_bytes": 16_000, "format": "parquet"}),
+    ],
 )
 @pytest.mark.parametrize("behind", [0, 1, 250])
-async def test_a_kill_at_any_moment_loses_and_doubles_no_row(tmp_path, monkeypatch, path, behind):
+async def test_a_kill_at_any_moment_loses_and_doubles_no_row(
+    tmp_path, monkeypatch, path, options, behind
+):
     released, moments = [0], []
 
     def moment():
@@ -87,7 +112,7 @@ async def test_a_kill_at_any_moment_loses_and_doubles_no_row(tmp_path, monkeypat
         moment()
 
     monkeypatch.setattr("tardisd_file.output.os.link", watched)
-    sink = sink_in(tmp_path / "first", path=path)
+    sink = sink_in(tmp_path / "first", path=path, **options)
     async with sink.run(), sink.open(Durable(0)) as writer:
         for number, block in enumerate(BLOCKS):
             released[0] = block.first_seq + len(block) - 1
@@ -95,19 +120,48 @@ async def test_a_kill_at_any_moment_loses_and_doubles_no_row(tmp_path, monkeypat
             if number % 4 == 0:
                 moment()
     monkeypatch.undo()
-    assert seqs_in(tmp_path / "first") == list(range(1, COUNT + 1))
+    whole = seqs_in(tmp_path / "first")
+    assert whole == list(range(1, COUNT + 1)) or path.endswith(".csv")
+    assert len(whole) == COUNT
+    assert "rotate_bytes" not in options or len(names(tmp_path / "first")) > 4
     assert len(moments) > 4
     for seq, folder in moments:
         place = max(0, seq - behind)
         session = Durable(place)
-        again = sink_in(folder, path=path)
+        again = sink_in(folder, path=path, **options)
         async with again.run(), again.open(session) as writer:
             for block in after(place):
                 await writer.write(block)
             session.word = "finished"
             await writer.notice(Notice("end", {"epoch": 1}))
-        assert seqs_in(folder) == list(range(1, COUNT + 1))
+        assert seqs_in(folder) == whole
         assert list((folder / "files-done").iterdir()) == []
+
+
+async def test_full_files_that_somebody_took_away_are_not_written_again(tmp_path):
+    """As a consumer does that moves each file as it appears: it must not get rows twice."""
+    for path in ("{session_id}.ndjson", "{symbol}.ndjson"):
+        folder, taken = tmp_path / path, []
+        sink = sink_in(folder / "first", path=path, rotate_bytes=20_000)
+        async with sink.run(), sink.open(Durable(0)) as writer:
+            for block in BLOCKS[:6]:
+                await writer.write(block)
+            shutil.copytree(folder / "first", folder / "killed")
+        killed = folder / "killed"
+        for name in names(killed):
+            if name.endswith(".ndjson") and not name.startswith("."):
+                lines = (killed / name).read_text().splitlines()
+                taken += [json.loads(line)["seq"] for line in lines]
+                (killed / name).unlink()
+        assert taken
+        again = sink_in(killed, path=path, rotate_bytes=20_000)
+        session = Durable(BLOCKS[6].first_seq - 1)
+        async with again.run(), again.open(session) as writer:
+            for block in BLOCKS[6:]:
+                await writer.write(block)
+        assert sorted(taken + seqs_in(killed)) == list(range(1, COUNT + 1))
+        one_file = path.startswith("{session")
+        assert session.asked == [max(taken) if one_file else 0], "no more is read than must be"
 
 
 async def test_what_is_missing_comes_though_the_disk_is_full_meanwhile(tmp_path, monkeypatch):
@@ -152,3 +206,38 @@ async def test_a_durable_session_that_only_ends_after_a_kill_has_all_rows(tmp_pa
     async with again.run(), again.open(Durable(last, "stopped")) as writer:
         await writer.notice(Notice("end", {"epoch": 1}))
     assert seqs_in(tmp_path / "killed")[:last] == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("rotate_bytes", [None, 20_000])
+async def test_a_kill_after_a_block_was_written_in_part_doubles_no_row(
+    tmp_path, monkeypatch, rotate_bytes
+):
+    """Trouble with one file in the middle of a block completes the others, with rows of it."""
+    options = {"path": "{symbol}.ndjson", "rotate_bytes": rotate_bytes}
+    for failing in range(1, 8):
+        folder, write, calls = tmp_path / str(failing), os.pwrite, []
+
+        def broken(*words, failing=failing, write=write, calls=calls):
+            calls.append(words)
+            if len(calls) == failing:
+                raise OSError(5, "input/output error")
+            return write(*words)
+
+        monkeypatch.setattr("tardisd_file.output.os.pwrite", broken)
+        written = 0
+        sink = sink_in(folder / "first", **options)
+        async with sink.run():
+            with suppress(NotConnected):
+                async with sink.open(Durable(0)) as writer:
+                    for block in BLOCKS:
+                        await writer.write(block)
+                        written = block.first_seq + len(block) - 1
+            assert len(calls) >= failing
+            assert written < COUNT
+            shutil.copytree(folder / "first", folder / "killed")
+        monkeypatch.undo()
+        again = sink_in(folder / "killed", **options)
+        async with again.run(), again.open(Durable(written)) as writer:
+            for block in after(written):
+                await writer.write(block)
+        assert seqs_in(folder / "killed") == list(range(1, COUNT + 1))
