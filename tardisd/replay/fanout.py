@@ -258,7 +258,7 @@ class Follower:
             self._dealing = False
             if self.awaited:
                 self._ties.poke()
-        while not self._queue or self.held is not None:
+        while self._evicted is not None or not self._queue or self.held is not None:
             if self._evicted is not None:
                 raise self._evicted
             if self._ended and self.held is None:

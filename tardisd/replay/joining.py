@@ -101,21 +101,21 @@ class Door:
             where = (course.begin, course.begin.release)
             self._spawn(give_snapshot, self._source, course, *where, follower, ())
         missed = [] if seq >= progress.seq else progress.missed(seq)
-        if missed is None:
-            reader = CatchUp(self._source, course, follower, seq, self._end, self._is_same)
-            audience.lag_behind(follower, reader.scope)
-            self._spawn(reader.run)
-            return
-        end = self._end()
-        if end is None:
-            audience.join(follower)
-        for item in missed:
+        upto = seq if missed is None else progress.seq
+        reader = CatchUp(self._source, course, follower, upto, self._end, self._is_same)
+        audience.lag_behind(follower, reader.scope)  # whatever its policy, it gets this whole
+        for item in missed or ():
             if isinstance(item, Notice):
                 follower.notify(item)
             else:
                 follower.push(item)
-        if end is not None:
+        end = self._end()
+        if end is not None and missed is not None:
             audience.finish(follower, end)
+        elif missed is not None and (follower.policy == "block" or follower.has_room):
+            audience.join(follower)
+        else:
+            self._spawn(reader.run)
 
     async def _is_same(self, course: Course) -> bool:
         """Tell whether the storage still has what an epoch has released, whatever else changed."""
@@ -195,6 +195,10 @@ class CatchUp:
 
     async def _deliver(self) -> None:
         course = self._course
+        await self._room()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._arrived():
+            return
         place = course.progress.checkpoint(self._seq)
         begin = place.position
         middle = begin > Position(self._source.span.start)
@@ -253,5 +257,5 @@ class CatchUp:
             since = self._follower.full_since = self._follower.full_since or now
             if now >= since + limits.max_block_secs:
                 self._follower.evict(f"read nothing for {limits.max_block_secs:g} s")
-                return
+                await trio.lowlevel.checkpoint_if_cancelled()  # as it is now: nothing may follow
             await stage.time.changed(since + limits.max_block_secs)

@@ -16,7 +16,7 @@ from tardisd.market.decimals import Decimals
 from tardisd.market.series import Series
 from tardisd.market.span import Coverage, Span
 from tardisd.market.time import HOUR, MILLISECOND, MINUTE, SECOND, Interval, parse_time
-from tardisd.plugins.sessions import Notice, Resume
+from tardisd.plugins.sessions import Evicted, Notice, Resume
 from tardisd.plugins.sink import Sink
 from tardisd.replay.manager import SessionLimits
 from tardisd.state import State
@@ -358,6 +358,45 @@ def test_who_comes_back_gets_all_that_it_has_missed(seq, when, recent, monkeypat
             assert not one.notices("snapshot", "reset")
             ticks = len(one.ticks())
             assert one.ticks() == WHOLE.ticks()[len(WHOLE.ticks()) - ticks :]
+
+    run_engine(main)
+
+
+@pytest.mark.parametrize("when", ["running", "ended"])
+@pytest.mark.parametrize("policy", ["disconnect", "drop_oldest", "conflate"])
+def test_who_comes_back_after_long_is_not_too_slow(policy, when):
+    """What was missed is more than may wait for one that lags: it had come back to be cut off."""
+
+    async def main(engine):
+        await fill(engine)
+        session = await engine.create([TRADES, CANDLES], SPAN, speed=1.0)
+        engine.listen(session)
+        session.begin()
+        await trio.sleep(300 if when == "running" else 700)
+        assert session.has_ended == (when == "ended")
+        back = engine.listen_from(session, Resume(1, 5), policy)
+        await back.done.wait()
+        assert back.evicted is None
+        assert back.seqs() == list(range(6, len(WHOLE.seqs()) + 1))
+        assert back.end == WHOLE.end
+
+    run_engine(main)
+
+
+def test_who_comes_back_and_reads_nothing_is_cut_off():
+    async def main(engine):
+        await fill(engine)
+        session = await engine.create([TRADES, CANDLES], SPAN, speed=1.0)
+        listener = engine.listen(session)
+        session.begin()
+        await trio.sleep(300)
+        back = session.subscribe("disconnect", (), "", Resume(1, 5))
+        await trio.sleep(100)
+        assert session.status()["subscribers"] == 1
+        with pytest.raises(Evicted):
+            await back.receive()
+        await listener.done.wait()
+        assert listener.end == WHOLE.end
 
     run_engine(main)
 
