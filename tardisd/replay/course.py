@@ -194,7 +194,7 @@ class Course:
         """Wait for the session's end time; a step finds nothing more, and does not bring it."""
         end = self.stage.request.end
         while True:
-            await self.due(end)
+            await self.due(end, nothing_more=True)
             if self.steps is None:
                 break
             self.end_steps()
@@ -245,13 +245,15 @@ class Course:
             upto = min(upto, int(release.searchsorted(self.pause_at, "left")))
         return upto
 
-    async def due(self, at: int) -> None:
-        """Wait until time has reached `at` (ns), and all that comes before has been dealt with."""
+    async def due(self, at: int, nothing_more: bool = False) -> None:
+        """Wait until time is `at` (ns); with `nothing_more` to step to, a step leaves it alone."""
         stage = self.stage
         await self._keep_step(at)
         while self.pause_at is not None and at >= self.pause_at:
             pause_at = self.pause_at
             await self._until(pause_at)
+            if nothing_more and self.steps is not None:
+                return
             if self.pause_at == pause_at:
                 self.pause_at = None
                 stage.time.reached(pause_at)

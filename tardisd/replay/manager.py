@@ -78,7 +78,7 @@ class SessionManager:
         #: The threads in which sessions read ahead and encode.
         self.limiter = trio.CapacityLimiter(self._limits.encoding_threads)
         hasher = ThreadPoolExecutor(1, "tardisd hash")  # its thread starts with the first block
-        self._workers = Workers(self.limiter, hasher, lambda: self._living < 2)
+        self._workers = Workers(self.limiter, hasher, lambda: self._living)
         self._sessions: dict[str, ReplaySession] = {}
         self._reserved: set[str] = set()
         self._users: dict[str, tuple[object, ...]] = {}

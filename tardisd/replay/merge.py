@@ -343,7 +343,7 @@ class Merger:
 
     def _nearer(self, bound: int | None) -> int | None:
         """Return a bound that cuts off what would make the window much too long for the cache."""
-        most = max(2 * self.window_ticks, 4 * BLOCK_TICKS)
+        most = max(2 * self.window_ticks, 4 * min(self.block_ticks, BLOCK_TICKS))
         end = _FOREVER if bound is None else bound
         ready = [track.ready(end) if track.delivered else 0 for track in self.tracks]
         rows = sum(ready)

@@ -55,8 +55,7 @@ def report(
         **asked(course.stage.request),
         "clock": time.market() // MILLISECOND,
         "speed": time.speed,
-        # A session that is paused has no speed; one that has ended tells its last.
-        "achieved_speed": None if status == "paused" else time.achieved_speed,
+        "achieved_speed": time.achieved_speed,
         "seq": course.told_seq,
         "epoch": course.number,
         "ticks": progress.ticks,

@@ -36,12 +36,12 @@ from tardisd.replay.workshop import SilentTrack, Workshop
 from tardisd.wire.encode import Frame
 
 READ_AHEAD_BLOCKS = 2
-# A job in a worker thread costs as much as encoding several hundred ticks.
-TICKS_A_JOB = 2 * BLOCK_TICKS
 # A session alone is best served by larger blocks and windows: there are fewer calls, and it has the
 # memory.
 TICKS_ALONE = 2 * BLOCK_TICKS
 WINDOW_ALONE = 4 * TICKS_ALONE
+# Each session holds some ten blocks at once, which adds up when there are very many.
+CROWD = 32
 
 Item = Snapshot | Prepared | Mark | Reports
 Items = trio.MemoryReceiveChannel[Item]
@@ -53,18 +53,29 @@ class Workers:
     """The threads that all sessions share, and what they have folded of their sources.
 
     `limiter` is for merging and encoding. Hashing has one of its own: it is a few long calls that
-    do without the interpreter, so it runs beside everything else. `alone` tells whether just one
-    session is running: it is then no trouble to others to prepare its blocks in the event loop, a
-    few milliseconds each, and cheaper by a quarter, because threads that make many short calls
-    spend their time passing the interpreter's lock.
+    do without the interpreter, so it runs beside everything else. `sessions` tells how many there
+    are that have not ended. A single one's blocks are no trouble to others when they are prepared
+    in the event loop, a few milliseconds each, and that is cheaper by a quarter, because threads
+    that make many short calls spend their time passing the interpreter's lock.
     """
 
     limiter: trio.CapacityLimiter
     hasher: Executor
-    alone: Callable[[], bool] = lambda: False
+    sessions: Callable[[], int] = lambda: 2
     folds: Folds = field(default_factory=Folds)
     #: How many sessions at once hash behind their backs what was released before a restart.
     trails: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(2))
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is just one session."""
+        return self.sessions() < 2
+
+    def block_ticks(self, unpaced: bool) -> int:
+        """Return how many ticks a block has that is not made in the event loop."""
+        if self.sessions() <= CROWD:
+            return BLOCK_TICKS
+        return BLOCK_TICKS // 2 if unpaced else BLOCK_TICKS // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,29 +151,30 @@ class Source:
             async with self._merging(opening.begin if opening.middle else None) as feeds:
                 preparer = Preparer(stamp, opening, feeds, self.workers.hasher, self.demand)
                 while not feeds.done or preparer.busy:
-                    inline = self.unpaced() and self.workers.alone()
+                    inline = self.unpaced() and self.workers.alone
+                    ticks = self.workers.block_ticks(self.unpaced())
                     if not preparer.busy:
-                        self._shape(feeds.merger, inline)
+                        self._shape(feeds.merger, inline, ticks)
                         await feeds.fill()
                     if inline:
                         items = preparer.work(TICKS_ALONE)
                     else:
                         items = await trio.to_thread.run_sync(
-                            preparer.work, TICKS_A_JOB, limiter=self.workers.limiter
+                            preparer.work, 2 * ticks, limiter=self.workers.limiter
                         )
                     for item in items:
                         await send.send(item)
                 if (reports := feeds.analyses.finish()) is not None:
                     await send.send(reports)
 
-    def _shape(self, merger: Merger, inline: bool) -> None:
+    def _shape(self, merger: Merger, inline: bool, ticks: int) -> None:
         """Say how large the next window and its blocks are to be: small ones come soon."""
         if inline:
-            merger.window_ticks = WINDOW_ALONE if merger.window_ticks else TICKS_A_JOB
+            merger.window_ticks = WINDOW_ALONE if merger.window_ticks else TICKS_ALONE
             merger.block_ticks = TICKS_ALONE
         else:
-            merger.window_ticks = TICKS_A_JOB if self.unpaced() else 0
-            merger.block_ticks = BLOCK_TICKS
+            merger.window_ticks = 2 * ticks if self.unpaced() else 0
+            merger.block_ticks = ticks
 
     @asynccontextmanager
     async def _merging(self, begin: Position | None) -> AsyncIterator[_Feeds]:

@@ -187,29 +187,49 @@ def run_engine(
     `limiters` are those of threads that sinks or storages start.
     """
     clock = MockClock()
-    kept = storage or MemoryStorage()
 
     async def run() -> T:
-        own = State(state)
-        manager = SessionManager({"main": kept}, "main", sinks or {}, own, limits, analyzers)
-        try:
-            threads = (manager.limiter, *limiters)
-            async with virtual_time(clock, *threads), trio.open_nursery() as nursery:
-                async with manager.run():
-                    await manager.restore()
-                    result = await main(Engine(kept, manager, nursery))
-                nursery.cancel_scope.cancel()
-            return result
-        finally:
-            own.close()
+        async with (
+            engine_running(
+                storage=storage, sinks=sinks, analyzers=analyzers, limits=limits, state=state
+            ) as engine,
+            virtual_time(clock, engine.sessions.limiter, *limiters),
+        ):
+            return await main(engine)
 
     try:
         return trio.run(run, clock=clock)
     except BaseExceptionGroup as group:  # told plainly when it is only one
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from None
+        raise plainly(group) from None
+
+
+def plainly(error: BaseException) -> BaseException:
+    """Return the one error that a group, or a group of groups, is about; else the group."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+@asynccontextmanager
+async def engine_running(
+    *,
+    storage: Storage[Any] | None = None,
+    sinks: Mapping[str, Sink[Any]] | None = None,
+    analyzers: Mapping[str, Analyzer[Any]] | None = None,
+    limits: SessionLimits | None = None,
+    state: Path = Path(":memory:"),
+) -> AsyncIterator[Engine]:
+    """Run an engine in the trio loop that is on, by that loop's clock."""
+    kept, own = storage or MemoryStorage(), State(state)
+    manager = SessionManager({"main": kept}, "main", sinks or {}, own, limits, analyzers)
+    try:
+        async with trio.open_nursery() as nursery:
+            async with manager.run():
+                await manager.restore()
+                yield Engine(kept, manager, nursery)
+            nursery.cancel_scope.cancel()
+    finally:
+        own.close()
 
 
 @asynccontextmanager

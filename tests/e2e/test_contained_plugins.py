@@ -157,9 +157,8 @@ def test_one_that_blocks_the_loop_is_named_and_can_be_ended(start):
         "session", "create", "--series", SERIES, "--from", "2024-03-01", "--to", "2024-03-02",
         "--sink", "blocker",
     )  # fmt: skip
-    wait_for(lambda: "event loop stands still" in daemon.log, "the watch to tell")
-    line = next(one for one in daemon.log.splitlines() if "event loop stands still" in one)
-    assert re.search(r'plugin=blocker at=".*/blocker.py:\d+ in compute_for_ever"', line)
+    told = r'event loop stands still .*plugin=blocker at=".*/blocker.py:\d+ in compute_for_ever"'
+    wait_for(lambda: re.search(told, daemon.log), "the watch to tell")
     daemon.process.terminate()
     assert daemon.process.wait(30) == 1, "SIGTERM ends it, though no loop ever sees the signal"
     assert "stopping takes too long; ending the process unfinished=" in daemon.log

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import trio
 from derive_cases import Case, cases
 from derive_model import FIELDS, derive
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_reads import SmallReads
 
 from tardisd.backfill.ledger import whole_candles
 from tardisd.errors import RequestError
@@ -22,23 +21,6 @@ from tardisd.testing.engine import run_engine
 from tardisd.testing.memory import MemoryStorage
 
 FEW = settings(max_examples=20)
-
-
-class Crumbs(MemoryStorage):
-    """Gives out few rows at a time."""
-
-    rows = 3
-
-    @asynccontextmanager
-    async def read(self, series, span):
-        send, receive = trio.open_memory_channel(100_000)
-        async with super().read(series, span) as batches:
-            async for batch in batches:
-                for at in range(0, len(batch), self.rows):
-                    send.send_nowait(batch[at : at + self.rows])
-        send.close()
-        with receive:
-            yield receive
 
 
 @dataclass
@@ -142,7 +124,7 @@ def test_a_session_delivers_what_the_model_says(play):
     async def main(engine):
         return await whole(engine, case, options)
 
-    if (listener := run_engine(main, storage=Crumbs())) is None:
+    if (listener := run_engine(main, storage=SmallReads())) is None:
         return
     expected = derive(
         case.series, case.source, case.span, case.model_rows(), case.coverage, case.causes
@@ -177,7 +159,7 @@ def test_a_session_delivers_what_the_model_says(play):
 def test_the_hash_does_not_depend_on_how_it_is_read(play, rows):
     case, options = play
     ends = []
-    for storage in (MemoryStorage(), Crumbs()):
+    for storage in (MemoryStorage(), SmallReads()):
         storage.rows = rows
 
         async def main(engine):
@@ -217,7 +199,7 @@ def test_a_seek_is_as_if_one_had_played_up_to_there(play, data):
         await other.done.wait()
         check_suffix(reference, told(other, 2), target, case, options)
 
-    run_engine(main, storage=Crumbs())
+    run_engine(main, storage=SmallReads())
 
 
 def check_suffix(reference, found, target, case, options):
@@ -290,4 +272,4 @@ def test_steps_back_and_forth_are_the_same_ticks(play, data):
         assert rest == reference[len(reference) - len(rest) :]
         assert len(rest) >= len(reference) - there
 
-    run_engine(main, storage=Crumbs())
+    run_engine(main, storage=SmallReads())

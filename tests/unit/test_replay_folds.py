@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
 from decimal import Decimal
 
 import numpy as np
 import pytest
 import trio
+from small_reads import SmallReads
 
 from tardisd.errors import StorageError
 from tardisd.market.check import same_rows
@@ -30,36 +30,6 @@ TRADES = Series.of("binance", "BTC/USDT", "trade")
 LONG = tuple(
     Series.of("binance", "BTC/USDT", f"candle_{name}") for name in ("1h", "1d", "1w", "1M")
 )
-
-
-class Counting(MemoryStorage):
-    """Counts the rows that it gives out; some at a time."""
-
-    given = 0
-
-    @asynccontextmanager
-    async def read(self, series, span):
-        send, receive = trio.open_memory_channel(100_000)
-        async with super().read(series, span) as batches:
-            async for batch in batches:
-                for at in range(0, len(batch), 500):
-                    send.send_nowait(batch[at : at + 500])
-        send.close()
-
-        async def count():
-            async with given:
-                async for batch in receive:
-                    self.given += len(batch)
-                    try:
-                        await given.send(batch)
-                    except trio.BrokenResourceError:
-                        break
-
-        given, taken = trio.open_memory_channel(0)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(count)
-            with taken:
-                yield taken
 
 
 def trades(count=4000):
@@ -141,11 +111,11 @@ def test_after_a_jump_long_candles_are_those_of_a_whole_replay(delay):
             key = lambda row: (row["channel"], row.get("closed", True))  # noqa: E731
             assert sorted(snapshot, key=key) == sorted(state.values(), key=key), to
 
-    run_engine(main, storage=Counting())
+    run_engine(main, storage=SmallReads(500))
 
 
 def test_what_was_read_for_one_jump_is_not_read_for_the_next():
-    storage = Counting()
+    storage = SmallReads(500)
 
     async def main(engine):
         await engine.store(trades(), SPAN)
@@ -189,7 +159,7 @@ def test_memory_is_bounded_and_what_was_used_last_stays():
             assert len(rows) < 20 * 96
         return reads
 
-    assert run_engine(main, storage=Counting()) == [True, True, True, False, False, True]
+    assert run_engine(main, storage=SmallReads(500)) == [True, True, True, False, False, True]
 
 
 class Failing(MemoryStorage):

@@ -292,6 +292,26 @@ def test_it_pauses_by_itself(speed):
     run_engine(main)
 
 
+def test_a_step_that_finds_nothing_leaves_time_where_it_is():
+    """It had gone to `until`, which then held no more."""
+
+    async def main(engine):
+        await fill(engine)
+        until = SPAN.end - 1
+        session = await engine.create([TRADES], SPAN, start_paused=True, until=until)
+        session.begin()
+        await session.step(10_000).wait()
+        before = session.market()
+        assert before < until
+        assert (await session.step(1).wait()).fields["count"] == 0
+        assert session.market() == before
+        session.resume()
+        await trio.sleep(60)
+        assert (session.status()["status"], session.market()) == ("paused", until)
+
+    run_engine(main)
+
+
 def test_idle_time_is_jumped():
     async def main(engine):
         times = START + np.array([0, 1, 3600, 3601]) * SECOND
