@@ -166,7 +166,8 @@ def draw(picture: Picture, title: str, footer: str) -> Group:
     charted = picture.charted if picture.charted in names else next(iter(names), None)
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
     for name in ("series", "last", "change", "ticks seen", "volume"):
-        table.add_column(name, justify="left" if name == "series" else "right", min_width=11)
+        is_name = name == "series"  # on a narrow terminal it goes on in the next line
+        table.add_column(name, justify="left" if is_name else "right", overflow="fold")
     at = max(0, names.index(charted) + 1 - MOST_ROWS) if charted else 0
     for name in names[at : at + MOST_ROWS]:
         track = tracks[name]
