@@ -65,11 +65,12 @@ class Driver:
 
     async def run(self):
         """Hold the session up, as a follower that blocks does; cancelled when all have all."""
-        while True:
-            item = await self.follower.receive()
-            if not isinstance(item, Notice):
-                await self._more.wait()
-                self._more = trio.Event()
+        with suppress(trio.EndOfChannel):
+            while True:
+                item = await self.follower.receive()
+                if not isinstance(item, Notice):
+                    await self._more.wait()
+                    self._more = trio.Event()
 
 
 class Torn:
