@@ -16,7 +16,7 @@ from tardisd.errors import RequestError, StorageError
 from tardisd.market.columns import Batch
 from tardisd.market.decimals import Decimals
 from tardisd.market.series import Series
-from tardisd.market.span import Span
+from tardisd.market.span import Coverage, Span
 from tardisd.market.time import MILLISECOND, MINUTE, SECOND, parse_time
 from tardisd.plugins.sessions import Resume
 from tardisd.replay.block import Prepared
@@ -31,6 +31,7 @@ START = parse_time("2024-03-01T00:00:00Z")
 SPAN = Span(START, START + 10 * MINUTE)
 TRADES = Series.parse("binance:BTC/USDT@trade")
 CANDLES = Series.parse("binance:BTC/USDT@candle_1m")
+FIVES = Series.parse("binance:BTC/USDT@candle_5m")
 COUNT = 60_000  # many blocks
 
 
@@ -343,6 +344,66 @@ def test_a_daemon_that_is_stopped_meanwhile_keeps_the_place(case):
         assert (await play_on(engine, engine.sessions.get("d"), before["seq"])).end == WHOLE.end
 
     case.run(third)
+
+
+def with_holes():
+    """Return trades, some at once, that stop for a minute, and candles, some of them missing."""
+    seconds = np.sort(np.r_[np.arange(150), np.arange(210, 600), np.arange(10) * 60 + 1])
+    amounts = Decimals(np.arange(len(seconds)) + 1)
+    trades = Batch(TRADES, START + seconds * SECOND, {"price": amounts, "amount": amounts},
+                   np.arange(len(seconds)), np.zeros(len(seconds), np.uint8))  # fmt: skip
+    opens = START + np.array([0, 1, 4, 5, 6, 7, 8, 9]) * MINUTE
+    fields = ("open", "high", "low", "close", "volume")
+    return trades, Batch(CANDLES, opens, dict.fromkeys(fields, Decimals(np.arange(8) + 1)))
+
+
+@pytest.mark.parametrize("ticks", [1, 62, 63, 64, 121, 125, 150, 153, 154, 155, 156, 157, 158, 220])
+@pytest.mark.parametrize("moves", [(), ("seek",), ("step",)])
+def test_nothing_is_lost_or_told_twice_wherever_it_stood(case, ticks, moves):
+    """Also among ticks of one time and gap marks, in epochs that began in the middle."""
+    options = {"on_gap": "skip", "derive": (FIVES,), "forming": True}
+    kept = {}
+
+    async def first(engine):
+        trades, candles = with_holes()
+        holes = [Span(SPAN.start, START + 150 * SECOND), Span(START + 210 * SECOND, SPAN.end)]
+        await engine.store(trades, Coverage(holes))
+        await engine.store(candles, SPAN)
+        for name in ("whole", "d"):
+            session = await engine.create(
+                [TRADES, CANDLES], SPAN, durable=True, session_id=name, start_paused=True,
+                speed="max", **options,
+            )  # fmt: skip
+            session.begin()
+            if "seek" in moves:
+                session.seek(START + MINUTE + SECOND)
+            if "step" in moves:
+                await session.step(100).wait()
+                await session.step(-37).wait()
+            if name == "whole":
+                kept["whole"] = engine.listen(session)
+                session.resume()
+                await kept["whole"].done.wait()
+            else:
+                await session.step(ticks).wait()
+                kept["seq"], kept["clock"] = session.status()["seq"], session.market()
+
+    async def second(engine):
+        session = engine.sessions.get("d")
+        assert not session._course.is_silent
+        assert (session.status()["seq"], session.market()) == (kept["seq"], kept["clock"])
+        whole = kept["whole"]
+        listener = engine.listen_from(session, Resume(session.epoch, kept["seq"]), "block")
+        await session.step(1).wait()
+        session.resume()
+        await listener.done.wait()
+        rest = [seq for seq in whole.seqs() if seq > kept["seq"]]
+        assert listener.seqs() == rest
+        assert listener.ticks() == whole.ticks()[-len(listener.ticks()) :]
+        assert listener.end == whole.end
+
+    case.run(first)
+    case.run(second)
 
 
 def test_a_seek_leaves_the_hash_of_the_epoch_before_alone(case):
