@@ -34,7 +34,10 @@ class ReplaySession(Lifetime):
         """Return the fields of protocol §1 `status`."""
         sinks = [sink.facts() for sink in self.sinks]
         created_at = self.created_at // MILLISECOND
-        return report(self.session_id, created_at, self.status_name, self._course, sinks)
+        found = report(self.session_id, created_at, self.status_name, self._course, sinks)
+        if self.end_fields is not None and self.end_notice is None:
+            found["waiting_for"].append("content hash")  # it has ended, but says so only with that
+        return found
 
     def created(self) -> Notice:
         """Return the `session_created` notice."""

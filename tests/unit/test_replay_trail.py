@@ -259,6 +259,7 @@ def test_verify_and_the_end_wait_for_the_hash_and_nothing_else_does(case):
             session.resume()
             await trio.sleep(100)
             assert session.status()["status"] == "finished"
+            assert session.status()["waiting_for"] == ["content hash"]
             assert listener.seqs()[-1] == len(WHOLE.seqs())
             assert not listener.done.is_set()
             with pytest.raises(RequestError, match="finished"):
@@ -269,6 +270,7 @@ def test_verify_and_the_end_wait_for_the_hash_and_nothing_else_does(case):
             case.storage.open()
         await listener.done.wait()
         assert listener.end == WHOLE.end
+        assert session.status()["waiting_for"] == []
         assert proofs[0]["equal"]
         assert (await session.verify())["equal"]
 
