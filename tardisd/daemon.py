@@ -137,7 +137,7 @@ class Daemon:
             instances.running("exchange"),
             backfills.run(),
             rules_running(backfills, config.backfills.values()) as rules,
-            sessions.run(),
+            sessions.run(restoring=True),
             instances.running("analyzer"),
             instances.running("sink"),
             reloader.run(rules),

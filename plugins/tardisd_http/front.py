@@ -42,6 +42,7 @@ class Front:
         self._access = options.access()
         self._max_body_bytes = options.max_body_bytes
         self._board = context.board
+        self._sessions = context.sessions
         self._seen = -1
         self._router = Router()
         self._api = Api(context, options.max_sessions, self.routes)
@@ -93,6 +94,8 @@ class Front:
             return
         self._admit(scope)
         body = await self._body(scope["headers"], receive)
+        if scope["path"] not in OPEN_PATHS:
+            await self._sessions.recovered()
         await self._route(scope, _Replay(body, receive), send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -58,6 +58,7 @@ class Connection:
     ) -> None:
         self._websocket = websocket
         self._frames = frames
+        self._sessions = sessions
         self._max_message_bytes = max_message_bytes
         self._client_id = secrets.token_hex(8)
         self._requests = Requests(
@@ -81,6 +82,7 @@ class Connection:
                 }
                 await self._send(text_frame(msgspec.json.encode(hello)))
                 self._nursery.start_soon(self._heartbeat)
+                await self._sessions.recovered()
                 await self._read()
                 if not self._closing:  # else `close` waits for the client's own close frame
                     self._nursery.cancel_scope.cancel()

@@ -23,7 +23,7 @@ def handlers_for(services: Services) -> Mapping[str, Handler]:
     session = SessionMethods(services)
     data = DataMethods(services)
     backfill = BackfillMethods(services)
-    return {
+    handlers: dict[str, Handler] = {
         "daemon.hello": daemon.hello,
         "daemon.status": daemon.status,
         "daemon.reload": daemon.reload,
@@ -62,3 +62,17 @@ def handlers_for(services: Services) -> Mapping[str, Handler]:
         "backfill.show": backfill.show,
         "backfill.cancel": backfill.cancel,
     }
+    for name, handler in handlers.items():
+        if name.startswith("session."):
+            handlers[name] = _with_all_sessions(services, handler)
+    return handlers
+
+
+def _with_all_sessions(services: Services, handler: Handler) -> Handler:
+    """Have a method wait for the sessions that this daemon takes up as it starts."""
+
+    async def answer(params: Any, call: Call) -> Any:
+        await services.sessions.recovered()
+        return await handler(params, call)
+
+    return answer

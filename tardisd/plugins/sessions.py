@@ -274,6 +274,12 @@ class Session(Protocol):
 class Sessions(Protocol):
     """All sessions of the daemon."""
 
+    async def recovered(self) -> None:
+        """Return when those of the daemon before this one are taken up, or that takes long.
+
+        Who comes back at once after a restart must not be told that there is no such session.
+        """
+
     async def create(self, request: SessionRequest) -> Session:
         """Create a session that waits for `begin`. Raises RequestError (no_data, …)."""
 

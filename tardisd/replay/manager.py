@@ -37,6 +37,9 @@ from tardisd.wire.encode import make_tables
 
 log = Log("tardisd.sessions")
 
+# Requests wait so long for the sessions of the daemon before; a storage may be away.
+_RECOVERY_SECS = 10.0
+
 Outlet = tuple[str, Sink[Any] | Analyzer[Any]]
 
 
@@ -88,13 +91,19 @@ class SessionManager:
         self._closing = False
         self._living = 0
         self._one_died = trio.Event()
+        self._recovered = trio.Event()
         self.past_ticks = 0
 
     @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        """Hold all sessions; on leaving, end them and let their sinks finish, within a deadline."""
+    async def run(self, *, restoring: bool = False) -> AsyncIterator[None]:
+        """Hold all sessions; on leaving, end them and let their sinks finish, within a deadline.
+
+        `restoring` says that `restore` is to come.
+        """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            if not restoring:
+                self._recovered.set()
             nursery.start_soon(trio.to_thread.run_sync, make_tables)
             if self._alarm is not None:
                 nursery.start_soon(self._alarm.run)
@@ -292,6 +301,12 @@ class SessionManager:
             if error is not None:
                 log.error("session dropped", session=record.session_id, error=describe(error))
                 self._state.forget(record.session_id)
+        self._recovered.set()
+
+    async def recovered(self) -> None:
+        """Return when the sessions of the daemon before this one are taken up, or that is slow."""
+        with trio.move_on_after(_RECOVERY_SECS):
+            await self._recovered.wait()
 
     async def _take_up(self, record: SessionRecord) -> None:
         place = Place.from_json(record.place or {})

@@ -163,7 +163,7 @@ def status_of(data):
 
 
 @asynccontextmanager
-async def running(folder, limits=None, client=None, **options):
+async def running(folder, limits=None, client=None, *, restoring=False, **options):
     """Run a sink before an engine with a day of candles and some trades."""
     state = State(folder / "state.sqlite")
     storage = SqliteStorage(SqliteOptions(), Context("main", folder, None))
@@ -184,7 +184,7 @@ async def running(folder, limits=None, client=None, **options):
             HttpOptions(**{"listen": "127.0.0.1:0", **options}),
             Context("http", folder, sessions, host=host, board=board),
         )
-        async with sessions.run(), sink.run():
+        async with sessions.run(restoring=restoring), sink.run():
             rig = Rig(sink, sessions, host, board, folder)
             rig.tls = (client or {}).get("verify")
             try:

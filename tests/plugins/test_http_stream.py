@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from hashlib import blake2b
 from pathlib import Path
 
@@ -357,6 +358,23 @@ async def test_streams_of_a_durable_session_learn_that_the_daemon_stops(
         seqs = [line["seq"] for line in lines if "channel" in line]
         assert seqs == list(range(1, len(seqs) + 1))
         assert bool(seqs) is not reads
+
+
+async def test_who_comes_back_before_sessions_are_taken_up_finds_its_own(tmp_path):
+    async with running(tmp_path) as rig:
+        await rig.create(session_id="s", durable=True)
+        await rig.ask("POST", "/api/replay/s/step", {"count": 3})
+    async with running(tmp_path, restoring=True) as rig:
+        raw = await rig.raw(STREAM % b"?epoch=1&from_seq=1")
+        await rig.ask("GET", "/health")
+        for _ in range(20):
+            await trio.testing.wait_all_tasks_blocked()
+        await rig.sessions.restore()
+        data = b""
+        with trio.fail_after(60):
+            while not re.search(rb'"seq": *3,', data):
+                data += await raw.receive_some(1000)
+        assert status_of(data) == 200
 
 
 async def test_a_paused_stream_stays_open(tmp_path, mock_clock):

@@ -173,7 +173,7 @@ async def gone(stream):
 
 
 @asynccontextmanager
-async def running(folder, limits=None, **options):
+async def running(folder, limits=None, *, restoring=False, **options):
     """Run a sink before an engine with a day of candles and some trades."""
     state = State(folder / "state.sqlite")
     storage = SqliteStorage(SqliteOptions(), Context("main", folder, None))
@@ -187,7 +187,7 @@ async def running(folder, limits=None, **options):
             WebSocketOptions(**{"listen": "127.0.0.1:0", **options}),
             Context("ws", folder, sessions),
         )
-        async with sessions.run(), sink.run():
+        async with sessions.run(restoring=restoring), sink.run():
             rig = Rig(sink, sessions)
             try:
                 yield rig

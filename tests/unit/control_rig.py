@@ -136,7 +136,7 @@ async def store_candles(storage, count=1440, start=START):
 
 
 @asynccontextmanager
-async def running(folder):
+async def running(folder, *, restoring=False):
     """Hold a control server with one storage and real sessions."""
     (folder / "config.toml").write_text(CONFIG.format(folder=folder))
     config = load_config(folder / "config.toml", os.environ)
@@ -181,7 +181,7 @@ async def running(folder):
             storage.run(),
             exchange.run(),
             backfills.run(),
-            sessions.run(),
+            sessions.run(restoring=restoring),
             trio.open_nursery() as nursery,
         ):
             await nursery.start(serve_control, config.daemon.control_socket, services)

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import trio
+import trio.testing
 from control_rig import CANDLES, DAY, START, running, store_candles
 
 from tardisd.market.series import Series
@@ -376,3 +377,17 @@ async def test_an_instance_is_restarted_by_name_and_kind(rig):
         assert rig.restarted == [("storage", "main"), ("exchange", "made")]
         assert await client.refusal("instance.restart", name="made", kind="sink") == "bad_request"
         assert await client.refusal("instance.restart") == "bad_request"
+
+
+async def test_sessions_of_the_daemon_before_are_waited_for(tmp_path):
+    async with running(tmp_path) as rig, rig.client() as client:
+        await store_candles(rig.storage)
+        made = {"series": [CANDLES.text], "session_id": "s", "start_paused": True, **DAY}
+        await client.result("session.create", durable=True, **made)
+    async with running(tmp_path, restoring=True) as rig, rig.client() as client:
+        assert (await client.result("daemon.status"))["version"], "this waits for nothing"
+        await client.send(client.line("session.show", session_id="s"))
+        for _ in range(20):
+            await trio.testing.wait_all_tasks_blocked()
+        await rig.services.sessions.restore()
+        assert (await client.get())["result"]["status"] == "paused"
