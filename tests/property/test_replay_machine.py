@@ -211,13 +211,7 @@ class Replay(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.storage = SmallReads(7)
-        # So that who comes back is soon served from the storage, and not always from its begin.
-        self.patches = [
-            mock.patch.object(position, "RECENT_TICKS", 5),
-            mock.patch.object(position, "CHECKPOINT_TICKS", 20),
-        ]
-        for patch in self.patches:
-            patch.start()
+        self.patches = []
         self.driven = DrivenEngine(storage=self.storage, limits=LIMITS)
         self.engine = self.driven.engine
         self.clients, self.model, self.session = [], None, None
@@ -306,8 +300,13 @@ class Replay(RuleBasedStateMachine):
         loop=st.sampled_from([False, False, True]),
         until=st.none() | moments.filter(lambda moment: moment > START),
         skips=st.booleans(),
+        recent=st.sampled_from([5, 500]),
     )
-    def begin(self, seed, speed, paused, loop, until, skips):
+    def begin(self, seed, speed, paused, loop, until, skips, recent):
+        # Who comes back is served from memory, or from the storage, and not always from its begin.
+        for name, value in (("RECENT_TICKS", recent), ("CHECKPOINT_TICKS", 20)):
+            self.patches.append(mock.patch.object(position, name, value))
+            self.patches[-1].start()
         data = draw_data(seed)
         if loop and speed == "max":
             speed = 1000.0  # it would never come to rest
@@ -448,6 +447,7 @@ class Replay(RuleBasedStateMachine):
         if client.end is None:
             client.go_on()
             self.act(client.come)
+            assert client.present or client.end, "cut off on its way in"
 
     @rule(which=few)
     def stall(self, which):
