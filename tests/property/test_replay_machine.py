@@ -541,7 +541,7 @@ def trio_call(function, *arguments):
 
 
 Replay.TestCase.settings = settings(
-    max_examples=2000 if CHAOS else 50,
+    max_examples=2000 if CHAOS else 100,
     stateful_step_count=60 if CHAOS else 30,
     suppress_health_check=list(HealthCheck),
 )
