@@ -289,7 +289,9 @@ class Lifetime:
         if self.request.loop:
             await course.progress.hash_known()
         if self.request.loop and not course.progress.seq:
-            await trio.sleep(_EMPTY_LOOP_SECS)
+            with trio.move_on_after(_EMPTY_LOOP_SECS):
+                while course.steps is None:  # it finds nothing, and shall not wait to be told so
+                    await self._time.changed()
         await course.until_end()  # it may have been paused meanwhile
         while self.request.loop and self._audience.owed():  # who blocks gets the round whole
             await self._time.changed()

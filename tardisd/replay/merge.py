@@ -206,7 +206,8 @@ class Window:
             if bool((release[1:] < release[:-1]).any()):
                 self._order, release = _sorted(release)
             self.release = release
-        self._marks = sorted(marks, key=lambda mark: (mark.ts_release, mark.series.order))
+        # All marks are of one class, that of gaps: what class their series is of does not matter.
+        self._marks = sorted(marks, key=lambda mark: (mark.ts_release, mark.series.order[1:]))
 
     @property
     def kinds(self) -> Sequence[Ticks]:

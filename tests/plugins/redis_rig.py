@@ -85,8 +85,9 @@ class PrivateRedis:
 
     def start(self, *more):
         """Start it (again), and wait until it answers."""
+        # With any other appendfsync, a slow disk makes it answer before it has written.
         words = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
-                 "--appendonly", "yes", "--dir", str(self.folder),
+                 "--appendonly", "yes", "--appendfsync", "always", "--dir", str(self.folder),
                  "--unixsocket", str(self.folder / "redis.sock")]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(

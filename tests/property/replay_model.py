@@ -75,8 +75,8 @@ def draw_data(seed: int) -> Data:
         items += [_as_item(name, row) for row in rows]
         if hole is not None:
             first, last = hole
-            # A mark comes behind candles, before all else; of two, as their series' ticks would.
-            order = (first, 2, *_place(name)[:3], *_place(name)[3:], 0)
+            # A mark comes behind candles, before all else; of two, that of the shorter interval.
+            order = (first, 2, *_place(name)[1:], 0)
             mark = ("gap", name, first // 10**6, last // 10**6)
             items.append(Item(order, first, name, mark, None, last))
     items.sort(key=lambda item: item.order)

@@ -133,7 +133,7 @@ def expected(case):
             holes = candle_holes(np.array(opens, np.int64), interval, case.span)
             gaps = [*gaps, *covered_gaps(holes, case.coverage[series], (), interval, case.span)]
         for gap in gaps:
-            place = (2, *series.order)
+            place = (2, *series.order[1:])
             found.append((gap.span.start + delay, place, 0, "mark", series, gap))
     found.sort(key=lambda item: (*item[:2], item[2]))
     return [(item[0], item[3], item[4], item[2], item[5]) for item in found]
