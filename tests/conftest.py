@@ -12,8 +12,10 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# How long one example takes says more about the machine than about the code.
-settings.register_profile("tardisd", deadline=None)
+# How long one example takes says more about the machine than about the code. A run tries the same
+# examples as the last one, so that a failure is of what was changed; TARDISD_CHAOS=1 looks further.
+CHAOS = bool(os.environ.get("TARDISD_CHAOS"))
+settings.register_profile("tardisd", deadline=None, derandomize=not CHAOS)
 settings.load_profile("tardisd")
 
 # A shell that runs us in the background has us ignore Ctrl-C, and so would all that we start.
