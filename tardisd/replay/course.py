@@ -275,7 +275,7 @@ class Course:
             for follower in full:
                 if follower.full_since is None:
                     follower.full_since = now
-                elif now - follower.full_since >= limits.max_block_secs:
+                elif now >= follower.full_since + limits.max_block_secs:  # as is waited for below
                     follower.evict(f"read nothing for {limits.max_block_secs:g} s")
             full = stage.audience.without_room()
             since = [f.full_since for f in full if f.full_since is not None]
