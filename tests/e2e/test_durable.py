@@ -56,18 +56,26 @@ def upto_the_end(client: WebSocket) -> list[dict[str, Any]]:
     return found
 
 
-def test_kills_in_the_middle_of_a_session_cost_nobody_anything(daemon: Daemon) -> None:
-    dice = random.Random(3)
+def whole_and_durable(daemon: Daemon) -> tuple[list[dict[str, Any]], WebSocket]:
+    """Play a session to its end, and begin a durable one `d` of the same; return what was heard.
+
+    The client that is returned as well has heard nothing yet of the durable one.
+    """
     request = {
         "series": SERIES, "start_time": "2024-03-01T00:00:00Z", "end_time": "2024-03-01T06:00:00Z",
     }  # fmt: skip
     whole = daemon.websocket()
     whole.send("create_session", **request, session_id="whole", speed="max")
     truth = upto_the_end(whole)
-    assert truth.pop(0)["type"] == "session_created"
-
     client = daemon.websocket()
     client.send("create_session", **request, session_id="d", durable=True, speed=20_000)
+    return truth, client
+
+
+def test_kills_in_the_middle_of_a_session_cost_nobody_anything(daemon: Daemon) -> None:
+    dice = random.Random(3)
+    truth, client = whole_and_durable(daemon)
+    assert truth.pop(0)["type"] == "session_created"
     heard = [client.get()]
     assert heard.pop()["type"] == "session_created"
     kills = 0
@@ -101,14 +109,7 @@ def test_kills_in_the_middle_of_a_session_cost_nobody_anything(daemon: Daemon) -
 
 def left_in_the_middle(daemon: Daemon) -> tuple[dict[str, Any], int]:
     """Kill the daemon in the middle of a session `d`; return the end of a whole one, and a seq."""
-    request = {
-        "series": SERIES, "start_time": "2024-03-01T00:00:00Z", "end_time": "2024-03-01T06:00:00Z",
-    }  # fmt: skip
-    whole = daemon.websocket()
-    whole.send("create_session", **request, session_id="whole", speed="max")
-    truth = upto_the_end(whole)
-    client = daemon.websocket()
-    client.send("create_session", **request, session_id="d", durable=True, speed=20_000)
+    truth, client = whole_and_durable(daemon)
     heard = [client.get() for _ in range(3000)]
     client.ask("pause", session_id="d")
     daemon.kill()
